@@ -1,0 +1,96 @@
+"""EngineConfig: every setting of the engine, checked when it is made and never changed afterwards.
+
+In: plain values. Out: a frozen record. Knows nothing about the model; what depends on it (such as the number of KV
+blocks) is settled when the engine is built.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from nanovllm.errors import ConfigError
+
+__all__ = ["EngineConfig", "SchedulingPolicy"]
+
+SchedulingPolicy = Literal["fcfs", "priority"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Settings of one engine; the names are vLLM's where it has them. None means "decide from model and machine".
+
+    model: folder, Hugging Face hub id, or "tiny-chat" (the model in the box).
+    tokenizer: folder or hub id, where it is not the model's.
+    backend, tokenizer_backend: plugin names; otherwise the best that can load the model.
+    revision: branch, tag or commit of a hub id.
+    max_model_len: longest prompt + output, in tokens; default the model's own.
+    max_num_seqs: sequences that run at once. max_num_batched_tokens: token budget of one step.
+    block_size: tokens of a KV block. num_kv_blocks: blocks of the pool; default what kv_cache_memory_bytes holds,
+    which defaults to half of the free memory, and to no more than max_num_seqs full sequences can use.
+    enable_prefix_caching, enable_chunked_prefill, scheduling_policy ("fcfs" or "priority"): as vLLM's.
+    seed: seed of requests that carry none. num_threads: compute threads; default the physical cores at hand.
+    backend_options: passed to the backend, which refuses keys that it does not know.
+    """
+
+    model: str = "tiny-chat"
+    tokenizer: str | None = None
+    backend: str | None = None
+    tokenizer_backend: str | None = None
+    revision: str | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    block_size: int | None = None
+    num_kv_blocks: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    enable_prefix_caching: bool = True
+    enable_chunked_prefill: bool = True
+    scheduling_policy: SchedulingPolicy = "fcfs"
+    seed: int = 0
+    num_threads: int | None = None
+    backend_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens"):
+            _check_count(name, getattr(self, name))
+        for name in ("max_model_len", "block_size", "num_kv_blocks", "kv_cache_memory_bytes", "num_threads"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
+        for name in ("tokenizer", "backend", "tokenizer_backend", "revision"):
+            if getattr(self, name) is not None:
+                _check_text(name, getattr(self, name))
+        _check_text("model", self.model)
+        for name in ("enable_prefix_caching", "enable_chunked_prefill"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
+        if self.scheduling_policy not in ("fcfs", "priority"):
+            raise ConfigError(f"scheduling_policy is {self.scheduling_policy!r}; it must be 'fcfs' or 'priority'.")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**64:
+            raise ConfigError(f"seed is {self.seed!r}; it must be an integer from 0 to 2**64 - 1.")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) is below max_num_seqs ({self.max_num_seqs}): "
+                "a step could not decode every running sequence. Raise the one or lower the other."
+            )
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "EngineConfig":
+        """As the constructor, but an unknown key raises `ConfigError` with the nearest known one."""
+        known = [f.name for f in fields(cls)]
+        for key in options:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else f" Known options: {', '.join(known)}."
+                raise ConfigError(f"unknown engine option {key!r}.{hint}")
+        return cls(**options)
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} is {value!r}; it must be an integer of at least 1.")
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{name} is {value!r}; it must be a non-empty string.")
