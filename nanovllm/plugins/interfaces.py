@@ -1,0 +1,106 @@
+"""What a backend author implements: `ModelRunner` (or `LogitsModelRunner`) and `Tokenizer`.
+
+The engine calls these and nothing else. One engine calls its runner from one thread, one step at a time.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from nanovllm.batch import Batch, StepOutput
+from nanovllm.model_info import ModelInfo
+from nanovllm.sampler import sample
+
+__all__ = ["LogitsModelRunner", "ModelRunner", "PendingStep", "Tokenizer"]
+
+
+class PendingStep(Protocol):
+    """A step that has been submitted. `result()` waits for it and may be called once."""
+
+    def result(self) -> StepOutput: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    output: StepOutput
+
+    def result(self) -> StepOutput:
+        return self.output
+
+
+class ModelRunner(ABC):
+    """Owns the weights, the memory of the KV cache and the arithmetic of one model.
+
+    Life: the factory builds it; the engine asks for the KV geometry, calls `allocate_kv_cache` once, then `submit`
+    or `execute` for every step, then `close`.
+    """
+
+    model_info: ModelInfo
+    preferred_block_size: int = 32  # tokens
+
+    @abstractmethod
+    def kv_bytes_per_block(self, block_size: int) -> int:
+        """Bytes of KV cache, over all layers, that one block of `block_size` tokens takes. 0: no memory here."""
+
+    @abstractmethod
+    def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
+        """Allocates the pools. Block ids in later batches are 0 .. num_blocks - 1. Raises `KVCacheError`."""
+
+    @abstractmethod
+    def execute(self, batch: Batch) -> StepOutput:
+        """Runs one step: writes the keys and values of every token of `batch` at its slot and samples the wanted rows.
+
+        `batch` is read only and not valid after the return. Raises `BackendError`.
+        """
+
+    def submit(self, batch: Batch) -> PendingStep:
+        """Starts a step. A runner that can overlap host and device work overrides this; by default it waits."""
+        return _Done(self.execute(batch))
+
+    def close(self) -> None:  # noqa: B027  (a runner without resources need not override it)
+        """Frees what the runner holds. May be called more than once; nothing else is called after it."""
+
+
+class LogitsModelRunner(ModelRunner):
+    """A runner that yields plain logits; the core's sampler picks the tokens."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """As `execute`, but returns the logits of the wanted rows, float32 (num_logits, vocab_size).
+
+        The array stays the runner's and may be overwritten by the next call.
+        """
+
+    def execute(self, batch: Batch) -> StepOutput:
+        sampled = sample(self.forward(batch), batch.sampling).tolist()
+        return StepOutput([sampled[a:b] for a, b in pairwise(batch.logits_start.tolist())])
+
+
+class Tokenizer(ABC):
+    """Turns text into token ids and back. Stateless: safe to call from several threads."""
+
+    vocab_size: int
+    """Ids are 0 .. vocab_size - 1; a model's logits may be wider (padded)."""
+
+    special_token_ids: frozenset[int]
+    """Ids that `decode` leaves out when `skip_special_tokens` is set."""
+
+    @abstractmethod
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`. Special tokens written out in `text` are recognised (as vLLM and HF do)."""
+
+    @abstractmethod
+    def decode(self, token_ids: Seq[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of `token_ids`. Bytes that are no UTF-8 become U+FFFD."""
+
+    def token_bytes(self) -> Seq[bytes] | None:
+        """The bytes of every token id, where text is exactly their concatenation decoded as UTF-8 (byte-level BPE).
+
+        None where it is not (a decoder that strips or joins by context); detokenizing is then slower.
+        """
+        return None
