@@ -1,0 +1,123 @@
+"""The one place that wires an engine: picks plugins, sizes the KV cache, passes collaborators in."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanovllm.checkpoint import resolve_model
+from nanovllm.config import EngineConfig
+from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.engine import LLMEngine
+from nanovllm.errors import ConfigError, KVCacheError, PluginNotFoundError
+from nanovllm.plugins.interfaces import ModelRunner, Tokenizer
+from nanovllm.plugins.manager import PluginManager
+from nanovllm.plugins.records import KVMode, ModelRunnerPlugin, ModelSource
+from nanovllm.resources import available_memory_bytes
+
+__all__ = ["KVGeometry", "build_engine", "plan_kv_cache"]
+
+logger = logging.getLogger("nanovllm")
+
+KV_MEMORY_SHARE = 0.5  # of the free memory, where the user sets nothing
+
+
+@dataclass(frozen=True, slots=True)
+class KVGeometry:
+    """Size of the KV cache: blocks of block_size tokens, and the longest sequence that it is used for, in tokens."""
+
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model as an engine uses it, and the folder (None: no folder) that its chat template is read from."""
+
+    engine: LLMEngine
+    folder: Path | None
+
+
+def build_engine(config: EngineConfig, plugins: PluginManager | None = None) -> LoadedModel:
+    """An engine ready to serve. Raises ModelError, PluginError, ConfigError or KVCacheError."""
+    plugins = plugins or PluginManager.discover()
+    source = _resolve(config, plugins)
+    plugin = plugins.select_model_runner(source, config.backend)
+    tokenizer, tokenizer_folder = _load_tokenizer(config, plugins, source, plugin)
+    runner = plugin.factory(source, config)
+    try:
+        geometry = plan_kv_cache(runner, config, plugin.kv, available_memory_bytes())
+        runner.allocate_kv_cache(geometry.num_blocks, geometry.block_size)
+    except BaseException:
+        runner.close()
+        raise
+    caching = config.enable_prefix_caching and plugin.kv == "paged"
+    blocks = BlockManager(geometry.num_blocks, geometry.block_size, enable_prefix_caching=caching)
+    engine = LLMEngine(runner, tokenizer, blocks, config, geometry.max_model_len)
+    return LoadedModel(engine, tokenizer_folder)
+
+
+def plan_kv_cache(runner: ModelRunner, config: EngineConfig, kv: KVMode, free_memory_bytes: int) -> KVGeometry:
+    """How many blocks of what size. Raises `KVCacheError` where not even one sequence fits."""
+    max_model_len = _max_model_len(config, runner.model_info.max_model_len)
+    block_size = max_model_len if kv == "per_sequence" else config.block_size or runner.preferred_block_size
+    blocks_per_sequence = -(-max_model_len // block_size)
+    num_blocks = config.num_kv_blocks
+    if num_blocks is None:
+        num_blocks = config.max_num_seqs * blocks_per_sequence
+        bytes_per_block = runner.kv_bytes_per_block(block_size)
+        if bytes_per_block:
+            budget = config.kv_cache_memory_bytes or int(free_memory_bytes * KV_MEMORY_SHARE)
+            num_blocks = min(num_blocks, budget // bytes_per_block)
+    if num_blocks < blocks_per_sequence:
+        if config.max_model_len is not None or num_blocks * block_size < 2 or kv == "per_sequence":
+            raise KVCacheError(_too_small(num_blocks, block_size, max_model_len, runner))
+        max_model_len = num_blocks * block_size
+        logger.warning("the KV cache holds %d tokens: max_model_len is lowered to that", max_model_len)
+    if not config.enable_chunked_prefill and config.max_num_batched_tokens < max_model_len:
+        raise ConfigError(
+            f"without chunked prefill a step must hold a whole prompt, but max_num_batched_tokens is "
+            f"{config.max_num_batched_tokens} and max_model_len {max_model_len}. Raise the one or lower the other."
+        )
+    return KVGeometry(num_blocks, block_size, max_model_len)
+
+
+def _too_small(num_blocks: int, block_size: int, max_model_len: int, runner: ModelRunner) -> str:
+    needed = -(-max_model_len // block_size)
+    return (
+        f"the KV cache has {num_blocks} blocks of {block_size} tokens; one sequence of max_model_len {max_model_len} "
+        f"needs {needed} ({needed * runner.kv_bytes_per_block(block_size) / 2**20:.1f} MiB). Raise num_kv_blocks or "
+        "kv_cache_memory_bytes, or lower max_model_len."
+    )
+
+
+def _max_model_len(config: EngineConfig, longest: int) -> int:
+    if config.max_model_len is None:
+        return longest
+    if config.max_model_len > longest:
+        raise ConfigError(f"max_model_len is {config.max_model_len}; this model takes at most {longest} tokens.")
+    if config.max_model_len < 2:
+        raise ConfigError("max_model_len is 1; it must be at least 2: one token of prompt and one of output.")
+    return config.max_model_len
+
+
+def _resolve(config: EngineConfig, plugins: PluginManager) -> ModelSource:
+    """The model's folder; a backend that was named and needs none takes any name."""
+    folder = Path(config.model)
+    named = plugins.named_model_runner(config.backend)
+    if named is not None and not named.needs_folder:
+        return ModelSource(config.model, folder if folder.is_dir() else None)
+    return ModelSource(config.model, resolve_model(config.model, config.revision))
+
+
+def _load_tokenizer(
+    config: EngineConfig, plugins: PluginManager, source: ModelSource, plugin: ModelRunnerPlugin
+) -> tuple[Tokenizer, Path | None]:
+    name = config.tokenizer_backend
+    if config.tokenizer is not None:
+        source = ModelSource(config.tokenizer, resolve_model(config.tokenizer))
+    elif source.folder is None:
+        name = name or plugin.tokenizer
+        if name is None:
+            raise PluginNotFoundError(f"backend {plugin.name!r} names no tokenizer: give one with tokenizer=FOLDER.")
+    return plugins.select_tokenizer(source, name).factory(source), source.folder

@@ -1,0 +1,222 @@
+"""LLM: the offline front end. Prompts in, finished (or streamed) outputs out; vLLM's names where it has them."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Seq
+from types import TracebackType
+from typing import Any, Self, cast
+
+from nanovllm.chat_template import ChatTemplate, Message
+from nanovllm.config import EngineConfig
+from nanovllm.engine.build import build_engine
+from nanovllm.engine.request import Request
+from nanovllm.errors import ChatTemplateError, PromptError, RequestError
+from nanovllm.model_info import ModelInfo
+from nanovllm.outputs import EngineStats, RequestOutput
+from nanovllm.plugins.interfaces import Tokenizer
+from nanovllm.plugins.manager import PluginManager
+from nanovllm.progress import Progress
+from nanovllm.sampling_params import RequestOutputKind, SamplingParams
+
+__all__ = ["LLM"]
+
+Prompt = str | Seq[int]
+
+
+class LLM:
+    """A loaded model.
+
+    model: folder, Hugging Face hub id or "tiny-chat"; the options are the fields of `EngineConfig`. Not thread-safe.
+    A context manager: leaving it, or `close`, frees the model.
+    """
+
+    def __init__(self, model: str = "tiny-chat", *, plugins: PluginManager | None = None, **options: Any) -> None:
+        config = EngineConfig.from_options({"model": str(model), **options})
+        loaded = build_engine(config, plugins)
+        self._engine = loaded.engine
+        self._chat_template = None if loaded.folder is None else ChatTemplate.load(loaded.folder)
+        self._boxes: dict[str, deque[RequestOutput]] = {}  # by request id: where its outputs are waited for
+        self._num_requests = 0
+
+    @property
+    def model_info(self) -> ModelInfo:
+        return self._engine.model_info
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._engine.tokenizer
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt + output, in tokens."""
+        return self._engine.max_model_len
+
+    def generate(
+        self,
+        prompts: Prompt | Seq[Prompt],
+        sampling_params: SamplingParams | Seq[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+        priority: Seq[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Continues every prompt; outputs in the prompts' order.
+
+        prompts: a text, token ids, or a list of them. sampling_params: for all, or one each. progress: a line on
+        stderr; None shows it on a terminal. priority: one number for each prompt, lower first, for the "priority"
+        policy. Every prompt is checked before any is started: `RequestError` leaves the engine as it was.
+        """
+        return self._run(self._prepare(_as_prompts(prompts), sampling_params, priority), progress)
+
+    def chat(
+        self,
+        messages: Seq[Message] | Seq[Seq[Message]],
+        sampling_params: SamplingParams | Seq[SamplingParams] | None = None,
+        *,
+        progress: bool | None = None,
+        **template_options: Any,
+    ) -> list[RequestOutput]:
+        """As `generate`, for a conversation or a list of them; `template_options` as in `render_chat`."""
+        conversations = cast(Seq[Seq[Message]], [messages] if _is_conversation(messages) else messages)
+        prompts = [self.render_chat(conversation, **template_options) for conversation in conversations]
+        return self._run(self._prepare(prompts, sampling_params, add_special_tokens=False), progress)
+
+    def stream(
+        self, prompts: Prompt | Seq[Prompt], sampling_params: SamplingParams | Seq[SamplingParams] | None = None
+    ) -> Iterator[RequestOutput]:
+        """Yields outputs as they grow, each request's until it is finished; by `SamplingParams.output_kind` they hold
+        all so far or what is new. Closing the iterator aborts what has not finished."""
+        return self._stream(self._prepare(_as_prompts(prompts), sampling_params))
+
+    def stream_chat(
+        self, messages: Seq[Message], sampling_params: SamplingParams | None = None, **template_options: Any
+    ) -> Iterator[RequestOutput]:
+        """As `stream`, for one conversation."""
+        prompt = self.render_chat(messages, **template_options)
+        return self._stream(self._prepare([prompt], sampling_params, add_special_tokens=False))
+
+    def render_chat(
+        self,
+        messages: Seq[Message],
+        *,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        tools: Seq[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt text of a conversation, by the model's template or by `chat_template` (Jinja)."""
+        template = self._chat_template
+        if chat_template is not None:
+            template = ChatTemplate(chat_template, template.special_tokens if template else None)
+        if template is None:
+            raise ChatTemplateError("this model has no chat template. Use generate(), or pass chat_template.")
+        return template.render(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, **(chat_template_kwargs or {})
+        )
+
+    def stats(self) -> EngineStats:
+        """A snapshot of the engine's counters."""
+        return self._engine.stats()
+
+    def close(self) -> None:
+        """Aborts what runs and frees the model. The object is of no use afterwards."""
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _prepare(
+        self,
+        prompts: Seq[Prompt],
+        sampling_params: SamplingParams | Seq[SamplingParams] | None,
+        priority: Seq[int] | None = None,
+        *,
+        add_special_tokens: bool = True,
+    ) -> list[Request]:
+        params = _one_each("sampling_params", sampling_params or SamplingParams(), SamplingParams, len(prompts))
+        priorities = _one_each("priority", 0 if priority is None else priority, int, len(prompts))
+        requests = []
+        for prompt, param, prio in zip(prompts, params, priorities, strict=True):
+            request_id = str(self._num_requests)
+            self._num_requests += 1
+            requests.append(
+                self._engine.prepare(request_id, prompt, param, priority=prio, add_special_tokens=add_special_tokens)
+            )
+        return requests
+
+    def _run(self, requests: list[Request], progress: bool | None) -> list[RequestOutput]:
+        for request in requests:
+            request.output_kind = RequestOutputKind.FINAL_ONLY
+        finished: dict[str, RequestOutput] = {}
+        with Progress(len(requests), self.stats(), shown=progress) as line:
+            for outputs in self._collect(requests):
+                finished.update((output.request_id, output) for output in outputs)
+                line.update(self.stats(), len(outputs))
+        return [finished[request.request_id] for request in requests]
+
+    def _stream(self, requests: list[Request]) -> Iterator[RequestOutput]:
+        for outputs in self._collect(requests):
+            yield from outputs
+
+    def _collect(self, requests: list[Request]) -> Iterator[list[RequestOutput]]:
+        """Starts the requests and yields, after each step, the outputs that concern them, until all have finished.
+
+        Several collectors may be open at once (a stream, and a generate inside its loop): whoever steps the engine
+        puts each output into the box of its collector.
+        """
+        box = deque[RequestOutput]()
+        num_unfinished = len(requests)
+        try:
+            for request in requests:
+                self._boxes[request.request_id] = box
+                self._engine.add(request)
+            while num_unfinished:
+                if not box:
+                    self._step()
+                outputs = list(box)
+                box.clear()
+                num_unfinished -= sum(output.finished for output in outputs)
+                yield outputs
+        finally:
+            for request in requests:
+                self._engine.abort(request.request_id)
+                self._boxes.pop(request.request_id, None)
+
+    def _step(self) -> None:
+        for output in self._engine.step():
+            self._boxes[output.request_id].append(output)
+
+
+def _as_prompts(prompts: Prompt | Seq[Prompt]) -> Seq[Prompt]:
+    """A list of prompts, also where one text or one list of token ids was given."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Seq):
+        raise PromptError(f"prompts is {prompts!r}; it must be a text, a list of token ids, or a list of them.")
+    if prompts and all(isinstance(item, int) for item in prompts):
+        return [cast(Seq[int], prompts)]
+    for prompt in prompts:
+        if not isinstance(prompt, Seq):
+            raise PromptError(f"a prompt is {prompt!r}; it must be a text or a list of token ids.")
+    return cast(Seq[Prompt], prompts)
+
+
+def _is_conversation(messages: Seq[Any]) -> bool:
+    return not messages or isinstance(messages[0], Mapping)
+
+
+def _one_each(name: str, value: Any, kind: type, count: int) -> list[Any]:
+    """`count` values of `kind`, where one for all, or one each, was given."""
+    if isinstance(value, kind):
+        return [value] * count
+    if not isinstance(value, Seq) or not all(isinstance(item, kind) for item in value):
+        raise RequestError(f"{name} is {value!r}; it must be of type {kind.__name__}, or a list of that.")
+    if len(value) != count:
+        raise RequestError(f"{name} has {len(value)} entries for {count} prompts; give one for all, or one each.")
+    return list(value)
