@@ -1,0 +1,43 @@
+"""The mock backend and its tokenizer, for tests and for trying the engine without a model."""
+
+from collections.abc import Iterable
+
+from nanovllm.config import EngineConfig
+from nanovllm.plugins import ModelRunner, ModelRunnerPlugin, ModelSource, Tokenizer, TokenizerPlugin, Verdict, hookimpl
+
+_BY_NAME_ONLY = Verdict(False, "it is used only where it is named")
+
+
+def _make_runner(source: ModelSource, config: EngineConfig) -> ModelRunner:
+    from backends.mock.runner import MockRunner
+
+    return MockRunner.from_config(source, config)
+
+
+def _make_tokenizer(source: ModelSource) -> Tokenizer:
+    from backends.mock.simple_bpe import SimpleBPE
+
+    return SimpleBPE()
+
+
+@hookimpl
+def nanovllm_model_runners() -> Iterable[ModelRunnerPlugin]:
+    return [
+        ModelRunnerPlugin(
+            name="mock",
+            factory=_make_runner,
+            can_load=lambda source: _BY_NAME_ONLY,
+            priority=-100,
+            needs_folder=False,
+            tokenizer="simple-bpe",
+        )
+    ]
+
+
+@hookimpl
+def nanovllm_tokenizers() -> Iterable[TokenizerPlugin]:
+    return [
+        TokenizerPlugin(
+            name="simple-bpe", factory=_make_tokenizer, can_load=lambda source: _BY_NAME_ONLY, priority=-100
+        )
+    ]
