@@ -1,7 +1,7 @@
 """LLM: the offline front end. Prompts in, finished (or streamed) outputs out; vLLM's names where it has them."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from types import TracebackType
 from typing import Any, Self, cast
@@ -47,6 +47,10 @@ class LLM:
         return self._engine.tokenizer
 
     @property
+    def has_chat_template(self) -> bool:
+        return self._chat_template is not None
+
+    @property
     def max_model_len(self) -> int:
         """Longest prompt + output, in tokens."""
         return self._engine.max_model_len
@@ -82,14 +86,14 @@ class LLM:
 
     def stream(
         self, prompts: Prompt | Seq[Prompt], sampling_params: SamplingParams | Seq[SamplingParams] | None = None
-    ) -> Iterator[RequestOutput]:
+    ) -> Generator[RequestOutput, None, None]:
         """Yields outputs as they grow, each request's until it is finished; by `SamplingParams.output_kind` they hold
         all so far or what is new. Closing the iterator aborts what has not finished."""
         return self._stream(self._prepare(_as_prompts(prompts), sampling_params))
 
     def stream_chat(
         self, messages: Seq[Message], sampling_params: SamplingParams | None = None, **template_options: Any
-    ) -> Iterator[RequestOutput]:
+    ) -> Generator[RequestOutput, None, None]:
         """As `stream`, for one conversation."""
         prompt = self.render_chat(messages, **template_options)
         return self._stream(self._prepare([prompt], sampling_params, add_special_tokens=False))
@@ -160,7 +164,7 @@ class LLM:
                 line.update(self.stats(), len(outputs))
         return [finished[request.request_id] for request in requests]
 
-    def _stream(self, requests: list[Request]) -> Iterator[RequestOutput]:
+    def _stream(self, requests: list[Request]) -> Generator[RequestOutput, None, None]:
         for outputs in self._collect(requests):
             yield from outputs
 
