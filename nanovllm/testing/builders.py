@@ -1,0 +1,64 @@
+"""Small parts for tests: an engine around any runner, a tokenizer of numbers, greedy runs."""
+
+from collections.abc import Sequence as Seq
+from typing import Any
+
+from nanovllm.config import EngineConfig
+from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.build import plan_kv_cache
+from nanovllm.engine.engine import LLMEngine
+from nanovllm.outputs import RequestOutput
+from nanovllm.plugins.interfaces import ModelRunner, Tokenizer
+from nanovllm.plugins.records import KVMode
+from nanovllm.sampling_params import RequestOutputKind, SamplingParams
+
+__all__ = ["NumberTokenizer", "make_engine", "run_requests"]
+
+_TEST_MEMORY_BYTES = 2**30
+
+
+class NumberTokenizer(Tokenizer):
+    """Text is token ids in decimal, separated by blanks: "3 14 15"."""
+
+    special_token_ids: frozenset[int] = frozenset()
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        return [int(word) for word in text.split()]
+
+    def decode(self, token_ids: Seq[int], *, skip_special_tokens: bool = True) -> str:
+        return "".join(f"{token_id} " for token_id in token_ids)
+
+    def token_bytes(self) -> list[bytes]:
+        return [f"{token_id} ".encode() for token_id in range(self.vocab_size)]
+
+
+def make_engine(
+    runner: ModelRunner, *, tokenizer: Tokenizer | None = None, kv: KVMode = "paged", **options: Any
+) -> LLMEngine:
+    """An engine around a fresh runner, whose KV cache is allocated here. `options` are those of `EngineConfig`."""
+    config = EngineConfig.from_options(options)
+    geometry = plan_kv_cache(runner, config, kv, _TEST_MEMORY_BYTES)
+    runner.allocate_kv_cache(geometry.num_blocks, geometry.block_size)
+    caching = config.enable_prefix_caching and kv == "paged"
+    blocks = BlockManager(geometry.num_blocks, geometry.block_size, enable_prefix_caching=caching)
+    tokenizer = tokenizer or NumberTokenizer(runner.model_info.vocab_size)
+    return LLMEngine(runner, tokenizer, blocks, config, geometry.max_model_len)
+
+
+def run_requests(
+    engine: LLMEngine, prompts: Seq[Seq[int]], params: SamplingParams | Seq[SamplingParams]
+) -> list[RequestOutput]:
+    """Runs all prompts to their end, checking the engine's books after every step; outputs in the prompts' order."""
+    each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+    for i, (prompt, param) in enumerate(zip(prompts, each, strict=True)):
+        request = engine.prepare(str(i), prompt, param)
+        request.output_kind = RequestOutputKind.FINAL_ONLY
+        engine.add(request)
+    outputs: dict[str, RequestOutput] = {}
+    while engine.has_unfinished_requests:
+        outputs.update((output.request_id, output) for output in engine.step())
+        engine.check_invariants()
+    return [outputs[str(i)] for i in range(len(prompts))]
