@@ -26,6 +26,9 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", default="tiny-chat", help="folder or Hugging Face id (default: the model in the box)")
     group.add_argument("--revision", help="branch, tag or commit of a Hugging Face id")
     group.add_argument("--tokenizer", help="folder or Hugging Face id, where it is not the model's")
+    group.add_argument(
+        "--tokenizer-backend", help="one that `nanovllm plugins` lists (default: the best for the model)"
+    )
     group.add_argument("--backend", help="one that `nanovllm plugins` lists (default: the best for the model)")
     for name, text in _ENGINE_COUNTS:
         group.add_argument(f"--{name}", type=int, metavar="N", help=text)
@@ -51,7 +54,13 @@ def load_llm(options: argparse.Namespace) -> LLM:
     """The model that the options name. Only what the user set is passed on."""
     settings: dict[str, Any] = {
         name: getattr(options, name)
-        for name in ("revision", "tokenizer", "backend", *(flag.replace("-", "_") for flag, _ in _ENGINE_COUNTS))
+        for name in (
+            "revision",
+            "tokenizer",
+            "tokenizer_backend",
+            "backend",
+            *(flag.replace("-", "_") for flag, _ in _ENGINE_COUNTS),
+        )
         if getattr(options, name) is not None
     }
     if options.no_prefix_caching:

@@ -1,7 +1,7 @@
 """What authors and users of backends test with: the laws of a runner, the numpy oracle, and the rule by which two
 implementations agree."""
 
-from nanovllm.testing.builders import NumberTokenizer, make_engine, run_requests
+from nanovllm.testing.builders import NumberTokenizer, make_engine, run_requests, teacher_forced_logits
 from nanovllm.testing.conformance import ModelRunnerConformance
 from nanovllm.testing.parity import ParityReport, ReferenceLogits, assert_same_tokens
 from nanovllm.testing.reference import ReferenceModel, reference_logits
@@ -16,4 +16,5 @@ __all__ = [
     "make_engine",
     "reference_logits",
     "run_requests",
+    "teacher_forced_logits",
 ]

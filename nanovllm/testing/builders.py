@@ -3,16 +3,20 @@
 from collections.abc import Sequence as Seq
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from nanovllm.batch import SAMPLING_ROW, Batch, SamplingBatch
 from nanovllm.config import EngineConfig
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.build import plan_kv_cache
 from nanovllm.engine.engine import LLMEngine
 from nanovllm.outputs import RequestOutput
-from nanovllm.plugins.interfaces import ModelRunner, Tokenizer
+from nanovllm.plugins.interfaces import LogitsModelRunner, ModelRunner, Tokenizer
 from nanovllm.plugins.records import KVMode
 from nanovllm.sampling_params import RequestOutputKind, SamplingParams
 
-__all__ = ["NumberTokenizer", "make_engine", "run_requests"]
+__all__ = ["NumberTokenizer", "make_engine", "run_requests", "teacher_forced_logits"]
 
 _TEST_MEMORY_BYTES = 2**30
 
@@ -62,3 +66,31 @@ def run_requests(
         outputs.update((output.request_id, output) for output in engine.step())
         engine.check_invariants()
     return [outputs[str(i)] for i in range(len(prompts))]
+
+
+def teacher_forced_logits(
+    runner: LogitsModelRunner, token_ids: Seq[int], *, block_size: int = 32
+) -> npt.NDArray[np.float32]:
+    """Logits after every one of `token_ids`, float32 (len(token_ids), vocab_size), in one step of a fresh runner.
+
+    Allocates the runner's KV cache for this one sequence.
+    """
+    n = len(token_ids)
+    num_blocks = -(-n // block_size)
+    runner.allocate_kv_cache(num_blocks, block_size)
+    positions = np.arange(n)
+    batch = Batch(
+        seq_ids=[0],
+        released_seq_ids=[],
+        token_ids=np.array(token_ids, np.int64),
+        positions=positions,
+        query_start=np.array([0, n], np.int32),
+        context_lens=np.zeros(1, np.int32),
+        block_tables=np.arange(num_blocks, dtype=np.int32)[None],
+        slot_mapping=positions.astype(np.int32),
+        logits_indices=positions.astype(np.int32),
+        logits_start=np.array([0, n], np.int32),
+        adapter_ids=np.zeros(1, np.int32),
+        sampling=SamplingBatch(np.zeros(n, SAMPLING_ROW), positions + 1),
+    )
+    return runner.forward(batch).copy()

@@ -34,10 +34,8 @@ def plugins() -> PluginManager:
 
 def test_it_continues_a_prompt_with_itself(plugins: PluginManager) -> None:
     with LLM("any", backend="echo", plugins=plugins) as llm:
-        output = llm.generate("to and fro ", SamplingParams(temperature=0, max_tokens=6))[0]
-        prompt = output.prompt_token_ids
-    assert output.outputs[0].token_ids == (prompt * 6)[:6]
-    assert output.outputs[0].text.startswith("to and fro"[: len(output.outputs[0].text)])
+        output = llm.generate("one token model ", SamplingParams(temperature=0, max_tokens=10))[0]
+    assert output.outputs[0].text == "one token model one token model "
 
 
 class TestEchoRunner(ModelRunnerConformance):
