@@ -14,7 +14,7 @@ from nanovllm.plugins.manager import PluginManager
 from nanovllm.plugins.records import KVMode, ModelRunnerPlugin, ModelSource
 from nanovllm.resources import available_memory_bytes
 
-__all__ = ["KVGeometry", "build_engine", "plan_kv_cache"]
+__all__ = ["KVGeometry", "LoadedModel", "assemble_engine", "build_engine", "plan_kv_cache"]
 
 logger = logging.getLogger("nanovllm")
 
@@ -46,15 +46,28 @@ def build_engine(config: EngineConfig, plugins: PluginManager | None = None) -> 
     tokenizer, tokenizer_folder = _load_tokenizer(config, plugins, source, plugin)
     runner = plugin.factory(source, config)
     try:
-        geometry = plan_kv_cache(runner, config, plugin.kv, available_memory_bytes())
-        runner.allocate_kv_cache(geometry.num_blocks, geometry.block_size)
+        engine = assemble_engine(runner, tokenizer, config, plugin.kv)
     except BaseException:
         runner.close()
         raise
-    caching = config.enable_prefix_caching and plugin.kv == "paged"
-    blocks = BlockManager(geometry.num_blocks, geometry.block_size, enable_prefix_caching=caching)
-    engine = LLMEngine(runner, tokenizer, blocks, config, geometry.max_model_len)
     return LoadedModel(engine, tokenizer_folder)
+
+
+def assemble_engine(
+    runner: ModelRunner,
+    tokenizer: Tokenizer,
+    config: EngineConfig,
+    kv: KVMode = "paged",
+    *,
+    free_memory_bytes: int | None = None,
+) -> LLMEngine:
+    """An engine around a runner whose KV cache is sized and allocated here; by default from the machine's memory."""
+    free = available_memory_bytes() if free_memory_bytes is None else free_memory_bytes
+    geometry = plan_kv_cache(runner, config, kv, free)
+    runner.allocate_kv_cache(geometry.num_blocks, geometry.block_size)
+    caching = config.enable_prefix_caching and kv == "paged"
+    blocks = BlockManager(geometry.num_blocks, geometry.block_size, enable_prefix_caching=caching)
+    return LLMEngine(runner, tokenizer, blocks, config, geometry.max_model_len)
 
 
 def plan_kv_cache(runner: ModelRunner, config: EngineConfig, kv: KVMode, free_memory_bytes: int) -> KVGeometry:

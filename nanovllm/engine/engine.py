@@ -6,6 +6,7 @@ aborts. A step is: schedule, pack, execute, update, emit.
 
 from collections.abc import Sequence as Seq
 
+import numpy as np
 import xxhash
 
 from nanovllm.batch import Batch, StepOutput
@@ -45,6 +46,7 @@ class LLMEngine:
         self._blocks = block_manager
         self._scheduler = Scheduler(block_manager, config)
         self._detokenizers = DetokenizerFactory(tokenizer)
+        self._policy = config.scheduling_policy
         self._seed = config.seed
         self._requests: dict[int, Request] = {}  # by sequence id
         self._by_request_id: dict[str, Request] = {}
@@ -72,6 +74,11 @@ class LLMEngine:
         add_special_tokens: bool = True,
     ) -> Request:
         """Checks and tokenizes a request without changing the engine. Raises `RequestError`."""
+        if priority and self._policy != "priority":
+            raise RequestError(
+                f"priority is {priority}, but scheduling_policy is {self._policy!r}, which ignores it. Load the model "
+                "with scheduling_policy='priority', or give no priority."
+            )
         text = prompt if isinstance(prompt, str) else None
         token_ids = self._token_ids(prompt, add_special_tokens)
         seq_id = self._num_requests
@@ -210,5 +217,6 @@ class LLMEngine:
 
 def _check_token_ids(token_ids: Seq[int], vocab_size: int) -> None:
     for token_id in token_ids:
-        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
+        is_integer = isinstance(token_id, int | np.integer) and not isinstance(token_id, bool)
+        if not is_integer or not 0 <= token_id < vocab_size:
             raise PromptError(f"the prompt holds the token id {token_id!r}; ids are integers below {vocab_size}.")

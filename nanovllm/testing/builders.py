@@ -8,8 +8,7 @@ import numpy.typing as npt
 
 from nanovllm.batch import SAMPLING_ROW, Batch, SamplingBatch
 from nanovllm.config import EngineConfig
-from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.build import plan_kv_cache
+from nanovllm.engine.build import assemble_engine
 from nanovllm.engine.engine import LLMEngine
 from nanovllm.outputs import RequestOutput
 from nanovllm.plugins.interfaces import LogitsModelRunner, ModelRunner, Tokenizer
@@ -44,12 +43,8 @@ def make_engine(
 ) -> LLMEngine:
     """An engine around a fresh runner, whose KV cache is allocated here. `options` are those of `EngineConfig`."""
     config = EngineConfig.from_options(options)
-    geometry = plan_kv_cache(runner, config, kv, _TEST_MEMORY_BYTES)
-    runner.allocate_kv_cache(geometry.num_blocks, geometry.block_size)
-    caching = config.enable_prefix_caching and kv == "paged"
-    blocks = BlockManager(geometry.num_blocks, geometry.block_size, enable_prefix_caching=caching)
     tokenizer = tokenizer or NumberTokenizer(runner.model_info.vocab_size)
-    return LLMEngine(runner, tokenizer, blocks, config, geometry.max_model_len)
+    return assemble_engine(runner, tokenizer, config, kv, free_memory_bytes=_TEST_MEMORY_BYTES)
 
 
 def run_requests(
