@@ -1,0 +1,83 @@
+"""README and the guides say what is true: their commands and code run, the files that they name exist."""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanovllm import EngineConfig
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_it_starts_with_two_commands() -> None:
+    assert [block.strip() for block in blocks("bash")] == [
+        """pip install -e '.[cpu]' && python -m nanovllm generate "What is the capital of France?\"""",
+        "pip install -e '.[cpu,test]' && python -m pytest",
+    ]
+
+
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOVLLM_CACHE", str(tmp_path))
+    (example,) = blocks("python")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(example, "README.md", "exec"), {})
+    assert printed.getvalue() == "The capital of France is Paris. stop\n7 + 5 = 12. stop\n"
+
+
+def commands() -> list[str]:
+    (block,) = blocks("console")
+    return [line[2:] for line in block.splitlines() if line.startswith("$ ")]
+
+
+def test_the_commands_run(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny-chat").symlink_to(ROOT / "models" / "tiny-chat")
+    scripts = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "NANOVLLM_CACHE": str(tmp_path / "cache"),
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+    }
+    assert len(commands()) == 7
+    for command in commands():
+        run = subprocess.run(
+            shlex.split(command, comments=True),
+            cwd=tmp_path,
+            env=environment,
+            input="What is the capital of France?\n",  # for chat
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, f"{command}: {run.stderr}"
+        assert run.stdout, command
+    assert (tmp_path / "models" / "tiny-chat-onnx" / "model_info.json").is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/writing_a_backend.md"])
+def test_the_files_that_it_names_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [(ROOT / page).parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)]
+    bare = re.findall(r"`([\w/]+\.py)`", text)
+    named = [next((p for p in (ROOT / n, ROOT / "nanovllm" / n) if p.exists()), ROOT / n) for n in bare]
+    missing = [str(path) for path in links + named if not path.exists()]
+    assert missing == []
+
+
+def test_every_option_of_the_engine_is_explained() -> None:
+    assert EngineConfig.__doc__ is not None
+    for name in EngineConfig.__dataclass_fields__:
+        assert re.search(rf"\b{name}\b", EngineConfig.__doc__), f"EngineConfig's docstring does not explain {name}"
