@@ -1,0 +1,30 @@
+"""Options of this backend: `EngineConfig.backend_options`, checked."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from nanovllm.errors import ConfigError
+
+__all__ = ["OrtOptions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrtOptions:
+    """intra_op_spinning: whether idle compute threads wait actively for a while: quicker steps, more CPU time."""
+
+    intra_op_spinning: bool = True
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "OrtOptions":
+        """Raises `ConfigError` for an unknown key or a value of the wrong type."""
+        known = [field.name for field in fields(cls)]
+        for key, value in options.items():
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+                raise ConfigError(f"unknown option {key!r} of backend 'onnxruntime'. {hint}")
+            if not isinstance(value, bool):
+                raise ConfigError(f"option {key!r} of backend 'onnxruntime' is {value!r}; it must be True or False.")
+        return cls(**options)

@@ -1,0 +1,130 @@
+"""PagedRunner: runs steps of an exported graph on ONNX Runtime's CPU provider, over a paged KV cache.
+
+The pools are bound once, input and output to the same memory, so that the graph updates them in place; the step's small
+arrays and the logits are bound for every run. Knows nothing about scheduling and sampling.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from backends.ort.step_runs import StepRun, split_step
+from nanovllm.batch import Batch
+from nanovllm.errors import BackendError, KVCacheError
+from nanovllm.model_info import ModelInfo
+from nanovllm.plugins.interfaces import LogitsModelRunner
+from nanovllm.resources import available_memory_bytes
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+__all__ = ["PagedRunner"]
+
+_PADDED_PAIR_COST = 5.0
+"""The stock attention reads keys and values at a fifth of the speed at which weights are streamed (measured on two
+cores: 12 and 62 GB/s), so a padded (query, key) pair costs as much as this many times its bytes of weights."""
+
+
+class PagedRunner(LogitsModelRunner):
+    """Model runner over one session.
+
+    session: an exported graph, opened; owned by the runner from now on. model_info: what model_info.json says of it.
+    """
+
+    def __init__(self, session: "InferenceSession", model_info: ModelInfo) -> None:
+        self.model_info = model_info
+        self.preferred_block_size = model_info.kv_cache.block_size
+        self._session: InferenceSession | None = session
+        self._binding: Any = None
+        self._pools: npt.NDArray[np.float32] | None = None  # bound by address: replaced only together with the binding
+        self._logits = np.empty((0, model_info.vocab_size), np.float32)
+        self._spare = self._logits
+        weight_bytes = sum(weights.num_bytes for weights in model_info.weights)
+        self._run_cost = weight_bytes / (self.kv_bytes_per_block(1) * _PADDED_PAIR_COST)
+
+    def kv_bytes_per_block(self, block_size: int) -> int:
+        info = self.model_info
+        return info.num_layers * 2 * block_size * info.num_kv_heads * info.head_dim * np.dtype(np.float32).itemsize
+
+    def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
+        """Allocates and touches the pools, so that no step pays for page faults; earlier pools are dropped."""
+        session = self._open_session()
+        self._binding, self._pools = None, None
+        info = self.model_info
+        num_bytes, free = num_blocks * self.kv_bytes_per_block(block_size), available_memory_bytes()
+        if num_bytes > free:
+            raise KVCacheError(_no_memory(num_blocks, block_size, num_bytes, f"{free / 2**20:,.0f} MiB are free"))
+        shape = (info.num_layers, 2, num_blocks, block_size, info.num_kv_heads, info.head_dim)
+        try:
+            pools = np.empty(shape, np.float32)
+            pools.fill(0)
+        except MemoryError as error:
+            raise KVCacheError(_no_memory(num_blocks, block_size, num_bytes, "the system refuses that")) from error
+        binding = session.io_binding()
+        for layer in range(info.num_layers):
+            for kind, pool in zip(("key", "value"), pools[layer], strict=True):
+                _bind(binding.bind_input, f"{kind}_cache.{layer}", pool)
+                _bind(binding.bind_output, f"{kind}_cache_out.{layer}", pool)
+        self._binding, self._pools = binding, pools
+
+    def forward(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """Logits, float32 (num_logits, vocab_size), in memory that the next call reuses. Raises `BackendError`."""
+        if self._pools is None:
+            self._open_session()
+            raise BackendError("the KV cache is not allocated: call allocate_kv_cache first.")
+        self._logits = _at_least(self._logits, batch.num_logits)
+        logits = self._logits[: batch.num_logits]
+        for run in split_step(batch, self._pools.shape[3], self._run_cost):
+            self._run(run, logits)
+        return logits
+
+    def close(self) -> None:
+        self._binding, self._pools, self._session = None, None, None
+        self._logits = self._spare = np.empty((0, self.model_info.vocab_size), np.float32)
+
+    def _run(self, run: StepRun, logits: npt.NDArray[np.float32]) -> None:
+        """Runs the graph and puts the run's rows where they belong, directly where they stand together."""
+        num_rows = len(run.rows)
+        together = num_rows == 0 or run.rows[-1] - run.rows[0] == num_rows - 1
+        if together:
+            first = int(run.rows[0]) if num_rows else 0
+            target = logits[first : first + num_rows]
+        else:
+            self._spare = _at_least(self._spare, num_rows)
+            target = self._spare[:num_rows]
+        for name, array in run.inputs.items():
+            _bind(self._binding.bind_input, name, array)
+        _bind(self._binding.bind_output, "logits", target)
+        try:
+            self._open_session().run_with_iobinding(self._binding)
+        except Exception as error:  # its exceptions share no base class
+            raise BackendError(
+                f"ONNX Runtime failed in a step of {len(run.inputs['token_ids'])} tokens: {error}"
+            ) from error
+        if not together:
+            logits[run.rows] = target
+
+    def _open_session(self) -> "InferenceSession":
+        if self._session is None:
+            raise BackendError("the runner is closed; build a new one.")
+        return self._session
+
+
+def _bind(bind: Any, name: str, array: npt.NDArray[Any]) -> None:
+    """Binds C-contiguous memory by its address; the caller keeps the array alive until the run is over."""
+    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def _at_least(buffer: npt.NDArray[np.float32], num_rows: int) -> npt.NDArray[np.float32]:
+    """`buffer` where it has num_rows rows, else a new one of at least twice its size."""
+    if len(buffer) >= num_rows:
+        return buffer
+    return np.empty((max(num_rows, 2 * len(buffer)), buffer.shape[1]), np.float32)
+
+
+def _no_memory(num_blocks: int, block_size: int, num_bytes: int, why: str) -> str:
+    return (
+        f"{num_blocks} KV blocks of {block_size} tokens take {num_bytes / 2**20:,.0f} MiB; {why}. Lower num_kv_blocks, "
+        "kv_cache_memory_bytes or max_num_seqs."
+    )

@@ -1,0 +1,76 @@
+"""What goes into model.onnx.data, and writing it as a stream.
+
+In: tensors of known shape and functions that yield their values slice by slice. Out: offsets, known before anything is
+written, and the file with its SHA-256. Holds no more than one slice in memory. Knows nothing about graphs or models.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from nanovllm.model_info import WeightsFile
+
+__all__ = ["ALIGNMENT", "PlannedTensor", "Slices", "WeightPlan"]
+
+ALIGNMENT = 4096
+"""Every tensor starts at a multiple of this many bytes, a memory page, so that a reader can map it (as ONNX advises for
+external data: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md)."""
+
+Slices = Callable[[], Iterator[npt.NDArray[np.float32]]]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """A float32 tensor in the file: offset and num_bytes in bytes; slices yields its values in row-major order."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+    slices: Slices
+
+
+class WeightPlan:
+    """The tensors of one file of weights, in the order in which they were added."""
+
+    def __init__(self, file_name: str) -> None:
+        self.file_name = file_name
+        self.tensors: dict[str, PlannedTensor] = {}
+        self.num_bytes = 0
+
+    def add(self, name: str, shape: tuple[int, ...], slices: Slices) -> str:
+        """Plans a tensor and returns its name. A name that is there already is shared, not added again."""
+        if name not in self.tensors:
+            offset = -(-self.num_bytes // ALIGNMENT) * ALIGNMENT
+            tensor = PlannedTensor(name, shape, offset, 4 * math.prod(shape), slices)
+            self.tensors[name] = tensor
+            self.num_bytes = offset + tensor.num_bytes
+        return name
+
+    @property
+    def num_value_bytes(self) -> int:
+        """Bytes of all values, without the padding between tensors."""
+        return sum(tensor.num_bytes for tensor in self.tensors.values())
+
+    def write(self, folder: Path, on_progress: Callable[[int], object]) -> WeightsFile:
+        """Writes the file into `folder`; on_progress is called with the bytes of each slice written. Raises OSError."""
+        digest, position = hashlib.sha256(), 0
+        with (folder / self.file_name).open("wb") as file:
+            for tensor in self.tensors.values():
+                padding = bytes(tensor.offset - position)
+                file.write(padding)
+                digest.update(padding)
+                position = tensor.offset
+                for values in tensor.slices():
+                    data = np.ascontiguousarray(values, "<f4").data.cast("B")
+                    file.write(data)
+                    digest.update(data)
+                    position += len(data)
+                    on_progress(len(data))
+                assert position == tensor.offset + tensor.num_bytes, f"{tensor.name}: wrote another size than planned"
+        return WeightsFile(file=self.file_name, num_bytes=position, sha256=digest.hexdigest())
