@@ -165,18 +165,22 @@ def test_a_reader_that_goes_away_ends_it_quietly(endless: "subprocess.Popen[str]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_a_killed_process_leaves_nothing_behind(tmp_path: Path) -> None:
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "NANOVLLM_CACHE": str(tmp_path)}
-    arguments = ("--stream", "--ignore-eos", "--max-tokens", "4000", "hello")
+@pytest.mark.parametrize("model", [MOCK, ("--model", "tiny-chat")], ids=["mock", "tiny-chat"])
+def test_a_killed_process_leaves_nothing_behind(model: tuple[str, ...], tmp_path: Path) -> None:
+    cache, temporary = tmp_path / "cache", tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary), "NANOVLLM_CACHE": str(cache)}
+    arguments = ("--stream", "--ignore-eos", "--max-tokens", "1500", "hello")
     process = subprocess.Popen(
-        [sys.executable, "-m", "nanovllm", "generate", *MOCK, *arguments],
+        [sys.executable, "-m", "nanovllm", "generate", *model, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=environment,
         start_new_session=True,
     )
     assert process.stdout is not None
-    assert process.stdout.read(1)
+    assert process.stdout.read(1), "it did not start to stream"
+    assert process.poll() is None, "it was to be killed in mid-run"
     shared_memory = set(Path("/dev/shm").iterdir())
     process.kill()
     process.communicate()
@@ -184,7 +188,9 @@ def test_a_killed_process_leaves_nothing_behind(tmp_path: Path) -> None:
     left = [stat for stat in Path("/proc").glob("[0-9]*/stat") if _session(stat) == process.pid]
     assert left == [], "a child outlived it"
     assert set(Path("/dev/shm").iterdir()) <= shared_memory
-    assert list(tmp_path.iterdir()) == []
+    assert list(temporary.iterdir()) == []
+    exports = list((cache / "exports").iterdir()) if cache.exists() else []
+    assert all((export / "model_info.json").is_file() for export in exports), "a broken export stayed in the cache"
 
 
 def _session(stat: Path) -> int | None:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +160,17 @@ def test_from_the_checkpoint_through_chat(
     assert_parity(reference, [output.outputs[0].token_ids for output in outputs])
     assert outputs[0].outputs[0].text == "The capital of France is Paris."
     assert outputs[0].outputs[0].finish_reason == "stop"
+
+
+def test_text_streams_as_it_is_made(llm: LLM, reference: Reference) -> None:
+    texts, num_steps = [], []
+    for output in llm.stream(reference.prompts[7], GREEDY):
+        texts.append(output.outputs[0].text)
+        num_steps.append(llm.stats().num_steps)
+    assert len(texts) == len(reference.continuations[7])
+    assert num_steps == list(range(1, len(texts) + 1)), "an output was held back"
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
+    assert texts[-1] == llm.tokenizer.decode(reference.continuations[7])
 
 
 def make_runner(folder: Path) -> LogitsModelRunner:
