@@ -60,7 +60,7 @@ def _export(arguments: argparse.Namespace) -> int:
         "Parameters": f"{report.num_parameters:,}",
         "Precision": report.precision,
         "Size on disk": f"{report.num_bytes / 2**20:,.1f} MiB",
-        "Time": f"{report.seconds:.1f} s",
+        "Time": f"{report.seconds:.2f} s",
         "Peak memory": "unknown" if peak is None else f"{peak / 2**20:,.0f} MiB",
         "Folder": str(report.folder),
     }

@@ -18,7 +18,7 @@ from export.peak_memory import peak_memory_bytes
 from nanovllm.architectures import ArchitectureError, Decoder, UnknownArchitectureError, decoder_from_config
 from nanovllm.checkpoint import CONFIG_FILE, GENERATION_CONFIG_FILE, Checkpoint, resolve_model
 from nanovllm.errors import CheckpointError, ConfigError, ExportError, UnsupportedModelError
-from nanovllm.model_info import MODEL_INFO_FILE
+from nanovllm.model_info import MODEL_INFO_FILE, WeightsFile
 
 __all__ = ["DEFAULT_BLOCK_SIZE", "PRECISIONS", "ExportReport", "export_model"]
 
@@ -66,13 +66,10 @@ def export_model(
     decoder = _decoder(checkpoint)
     max_model_len = _max_model_len(max_model_len, decoder.geometry.max_model_len)
     graph = build_graph(decoder, checkpoint, max_model_len=max_model_len, producer_version=package_version("nanovllm"))
-    name = Path(model).name if isinstance(model, str) and not Path(model).is_dir() else checkpoint.folder.resolve().name
+    name = _model_name(model, checkpoint)
     target = Path("models", f"{name}-onnx") if output is None else Path(output)
     with new_folder(target, force=force) as folder:
-        _check_space(folder, graph)
-        (folder / MODEL_FILE).write_bytes(graph.model.SerializeToString())
-        with _bar(graph.plan.num_value_bytes, shown=progress) as on_progress:
-            weights = graph.plan.write(folder, on_progress)
+        weights = _write_model(folder, graph, progress=progress)
         info = make_model_info(
             checkpoint,
             decoder.geometry,
@@ -83,10 +80,10 @@ def export_model(
             max_model_len=max_model_len,
             block_size=block_size,
         )
+        (folder / MODEL_INFO_FILE).write_text(info.to_json(), encoding="utf-8")
         for file in (*TOKENIZER_FILES, GENERATION_CONFIG_FILE):
             if (checkpoint.folder / file).is_file():
                 shutil.copyfile(checkpoint.folder / file, folder / file)
-        (folder / MODEL_INFO_FILE).write_text(info.to_json(), encoding="utf-8")
     return ExportReport(
         folder=target,
         model_name=name,
@@ -130,13 +127,22 @@ def _max_model_len(wanted: int | None, longest: int) -> int:
     return wanted or longest
 
 
-def _check_space(folder: Path, graph: OnnxGraph) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < graph.plan.num_bytes:
+def _model_name(model: str | Path, checkpoint: Checkpoint) -> str:
+    """Last part of a folder's path, of a hub id or of the name of the model in the box."""
+    return checkpoint.folder.resolve().name if Path(model).expanduser().is_dir() else Path(model).name
+
+
+def _write_model(folder: Path, graph: OnnxGraph, *, progress: bool) -> WeightsFile:
+    """Writes graph and weights."""
+    needed, free = graph.plan.num_bytes, shutil.disk_usage(folder).free
+    if free < needed:
         raise ExportError(
-            f"the weights need {graph.plan.num_bytes / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there. "
+            f"the weights need {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free for {folder.parent}. "
             "Make room or give another --output."
         )
+    (folder / MODEL_FILE).write_bytes(graph.model.SerializeToString())
+    with _bar(graph.plan.num_value_bytes, shown=progress) as on_progress:
+        return graph.plan.write(folder, on_progress)
 
 
 @contextmanager

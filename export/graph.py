@@ -217,8 +217,8 @@ class _OnnxOps:
                     yield values + np.float32(offset) if offset else values
 
         shape = (sum(weight.shape[0] for weight in weights), *weights[0].shape[1:])
-        name = " + ".join(weight.name for weight in weights)
-        return self.plan.add(name if not offset else f"{name} + {offset:g}", shape, slices)
+        terms = [weight.name for weight in weights] + ([f"{offset:g}"] if offset else [])
+        return self.plan.add(f"weights/{' + '.join(terms)}", shape, slices)  # a name that no input and no result has
 
     def _tables(self, rope: Rope | None) -> tuple[str, str]:
         """Names of the tables of cosines and sines, (max_model_len, rotary_dim / 2) each."""

@@ -31,8 +31,9 @@ query_start[i + 1] and has context_lens[i] tokens in the cache from earlier step
 The caller binds the pools' inputs and outputs to the same memory, so that they are updated in place; a kernel whose
 pointers differ copies first. The name carries the version: it changes with anything said above.
 
-The stock body pads: its cost is S * longest query * longest block table. Everything index-like is computed in the body;
-ONNX Runtime inlines it and merges the repeats across layers, so this is done once a step.
+The stock body pads: its cost is S * longest query * longest block table. What it reads in padding (block 0 and stale
+slots) it multiplies by weights of zero, so pools start zeroed. Everything index-like is computed in the body; ONNX
+Runtime inlines it and merges the repeats across layers, so this is done once a step.
 """
 
 from onnx import FunctionProto, TensorProto, helper

@@ -51,21 +51,17 @@ class ChatTemplate:
         tools: Seq[Mapping[str, Any]] | None = None,
         **variables: Any,
     ) -> str:
-        """The prompt text. `variables` are passed to the template. Raises `ChatTemplateError`."""
-        _check_messages(messages)
-        import jinja2
+        """The prompt text. `variables` are passed to the template; they may stand in for special tokens.
 
+        Raises `ChatTemplateError`.
+        """
+        _check_messages(messages)
+        template = self._compiled
+        known = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
-            text: str = self._compiled.render(
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self.special_tokens,
-                **variables,
-            )
+            text: str = template.render({"documents": None, **self.special_tokens, **variables, **known})
             return text
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+        except Exception as error:  # a stranger's program: it may raise anything
             raise ChatTemplateError(f"the model's chat template refused the messages: {error}") from error
 
     @cached_property

@@ -86,7 +86,7 @@ def _weight_map(folder: Path) -> Mapping[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / _INDEX_FILE} has no weight_map. Download or copy the file again.")
     for name, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file:
+        if not isinstance(file, str) or not file or Path(file).name != file:
             raise CheckpointError(f"{folder / _INDEX_FILE}: {name!r} lies in {file!r}, which is no file name.")
         if not (folder / file).is_file():
             raise CheckpointError(f"{folder}: {file} is missing, which {_INDEX_FILE} names. Download it again.")

@@ -1,8 +1,8 @@
 """LLM: the offline front end. Prompts in, finished (or streamed) outputs out; vLLM's names where it has them."""
 
-from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -10,7 +10,7 @@ from nanovllm.chat_template import ChatTemplate, Message
 from nanovllm.config import EngineConfig
 from nanovllm.engine.build import build_engine
 from nanovllm.engine.request import Request
-from nanovllm.errors import ChatTemplateError, PromptError, RequestError
+from nanovllm.errors import BackendError, ChatTemplateError, PromptError, RequestError
 from nanovllm.model_info import ModelInfo
 from nanovllm.outputs import EngineStats, RequestOutput
 from nanovllm.plugins.interfaces import Tokenizer
@@ -21,6 +21,14 @@ from nanovllm.sampling_params import RequestOutputKind, SamplingParams
 __all__ = ["LLM"]
 
 Prompt = str | Seq[int]
+
+
+@dataclass(slots=True)
+class _Box:
+    """What one collector has not read yet. error: why some of its requests will never finish."""
+
+    outputs: list[RequestOutput] = field(default_factory=list)
+    error: BackendError | None = None
 
 
 class LLM:
@@ -35,7 +43,7 @@ class LLM:
         loaded = build_engine(config, plugins)
         self._engine = loaded.engine
         self._chat_template = None if loaded.folder is None else ChatTemplate.load(loaded.folder)
-        self._boxes: dict[str, deque[RequestOutput]] = {}  # by request id: where its outputs are waited for
+        self._boxes: dict[str, _Box] = {}  # by id of an unfinished request: where its outputs are waited for
         self._num_requests = 0
 
     @property
@@ -113,8 +121,12 @@ class LLM:
             template = ChatTemplate(chat_template, template.special_tokens if template else None)
         if template is None:
             raise ChatTemplateError("this model has no chat template. Use generate(), or pass chat_template.")
+        variables = dict(chat_template_kwargs or {})
+        for name in ("messages", "tools", "add_generation_prompt"):
+            if name in variables:
+                raise ChatTemplateError(f"chat_template_kwargs holds {name!r}; pass it as an argument of its own.")
         return template.render(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, **(chat_template_kwargs or {})
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables
         )
 
     def stats(self) -> EngineStats:
@@ -124,6 +136,7 @@ class LLM:
     def close(self) -> None:
         """Aborts what runs and frees the model. The object is of no use afterwards."""
         self._engine.close()
+        self._report_lost(BackendError("the model was closed before the request had finished."))
 
     def __enter__(self) -> Self:
         return self
@@ -172,19 +185,20 @@ class LLM:
         """Starts the requests and yields, after each step, the outputs that concern them, until all have finished.
 
         Several collectors may be open at once (a stream, and a generate inside its loop): whoever steps the engine
-        puts each output into the box of its collector.
+        puts each output into the box of its collector, and an error into the boxes of the requests that it ended.
         """
-        box = deque[RequestOutput]()
+        box = _Box()
         num_unfinished = len(requests)
         try:
             for request in requests:
                 self._boxes[request.request_id] = box
                 self._engine.add(request)
             while num_unfinished:
-                if not box:
+                if not box.outputs:
+                    if box.error is not None:
+                        raise box.error
                     self._step()
-                outputs = list(box)
-                box.clear()
+                outputs, box.outputs = box.outputs, []
                 num_unfinished -= sum(output.finished for output in outputs)
                 yield outputs
         finally:
@@ -193,8 +207,21 @@ class LLM:
                 self._boxes.pop(request.request_id, None)
 
     def _step(self) -> None:
-        for output in self._engine.step():
-            self._boxes[output.request_id].append(output)
+        try:
+            outputs = self._engine.step()
+        except BackendError as error:
+            self._report_lost(error)
+            return
+        for output in outputs:
+            self._boxes[output.request_id].outputs.append(output)
+            if output.finished:
+                del self._boxes[output.request_id]
+
+    def _report_lost(self, error: BackendError) -> None:
+        """Tells the collectors of requests that the engine has ended without an output."""
+        for request_id, box in self._boxes.items():
+            if not self._engine.is_unfinished(request_id):
+                box.error = error
 
 
 def _as_prompts(prompts: Prompt | Seq[Prompt]) -> Seq[Prompt]:

@@ -17,7 +17,7 @@ from nanovllm.plugins.interfaces import LogitsModelRunner
 from nanovllm.resources import available_memory_bytes
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession  # type: ignore[import-untyped, unused-ignore]
 
 __all__ = ["PagedRunner"]
 

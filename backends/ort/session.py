@@ -9,7 +9,7 @@ from nanovllm.errors import ModelError
 from nanovllm.model_info import KVCacheInfo, ModelInfo
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+    from onnxruntime import InferenceSession  # type: ignore[import-untyped, unused-ignore]
 
 __all__ = ["MODEL_FILE", "check_files", "open_session"]
 

@@ -73,6 +73,11 @@ def assemble_engine(
 def plan_kv_cache(runner: ModelRunner, config: EngineConfig, kv: KVMode, free_memory_bytes: int) -> KVGeometry:
     """How many blocks of what size. Raises `KVCacheError` where not even one sequence fits."""
     max_model_len = _max_model_len(config, runner.model_info.max_model_len)
+    if kv == "per_sequence" and config.block_size is not None:
+        raise ConfigError(
+            f"block_size is {config.block_size}, but this backend keeps its state by the sequence, not by the block. "
+            "Leave block_size out."
+        )
     block_size = max_model_len if kv == "per_sequence" else config.block_size or runner.preferred_block_size
     blocks_per_sequence = -(-max_model_len // block_size)
     num_blocks = config.num_kv_blocks

@@ -75,13 +75,16 @@ class StopStrings:
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, str | None]:
-        """Text that is safe to show, and the stop string that has been completed, if any."""
+        """Text that is safe to show, and the stop string that has been completed, if any.
+
+        The one that is complete first wins, the longest where several are, so the cuts between tokens do not matter.
+        """
         held = self._held + text
-        found = [(held.find(stop), -len(stop), stop) for stop in self._stops if stop in held]
+        found = [(held.find(stop) + len(stop), -len(stop), stop) for stop in self._stops if stop in held]
         if found:
-            start, _, stop = min(found)
+            end, _, stop = min(found)
             self._held = ""
-            return held[: start + len(stop) if self._include else start], stop
+            return held[: end if self._include else end - len(stop)], stop
         num_held = max((_overlap(held, stop) for stop in self._stops), default=0)
         self._held = held[len(held) - num_held :]
         return held[: len(held) - num_held], None

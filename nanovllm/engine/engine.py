@@ -61,6 +61,10 @@ class LLMEngine:
     def has_unfinished_requests(self) -> bool:
         return bool(self._requests)
 
+    def is_unfinished(self, request_id: str) -> bool:
+        """Whether a request of that id waits or runs."""
+        return request_id in self._by_request_id
+
     # -- requests -------------------------------------------------------------------------------------------------
 
     def prepare(
@@ -148,7 +152,9 @@ class LLMEngine:
 
     def _execute(self, batch: Batch, schedule: Schedule) -> StepOutput:
         try:
-            return self._runner.submit(batch).result()
+            output = self._runner.submit(batch).result()
+            _check_output(output, batch)
+            return output
         except Exception as error:
             for seq in schedule.sequences:
                 self.abort(self._requests[seq.seq_id].request_id)
@@ -163,7 +169,7 @@ class LLMEngine:
         outputs = []
         for seq in schedule.sequences:
             request = self._requests.get(seq.seq_id)
-            if request is None or seq.num_output_tokens == 0:
+            if request is None or not request.has_new_tokens:
                 continue
             stop = request.detokenize()
             if stop is not None:
@@ -213,6 +219,17 @@ class LLMEngine:
         for request_id in list(self._by_request_id):
             self.abort(request_id)
         self._runner.close()
+
+
+def _check_output(output: StepOutput, batch: Batch) -> None:
+    """A runner owes at least one token to each sequence whose logits were wanted, and none to the others."""
+    counts = [len(token_ids) for token_ids in output.token_ids]
+    wanted = (batch.logits_start[1:] > batch.logits_start[:-1]).tolist()
+    if [count > 0 for count in counts] != wanted:
+        raise BackendError(
+            f"the model runner returned {counts} token ids for the sequences of a step; it owes them where a sequence "
+            f"wants logits, here {wanted}. Have the backend fixed."
+        )
 
 
 def _check_token_ids(token_ids: Seq[int], vocab_size: int) -> None:

@@ -22,6 +22,11 @@ class Request:
         self._num_seen = seq.num_tokens  # tokens that have been detokenized
         self._num_taken = seq.num_tokens  # tokens that a delta has carried
 
+    @property
+    def has_new_tokens(self) -> bool:
+        """Whether the sequence has grown since it was last detokenized (a step that only computes it anew adds none)."""
+        return self._num_seen < self.seq.num_tokens
+
     def detokenize(self) -> str | None:
         """Turns the sequence's new tokens into text; returns the stop string that ended it, if any.
 

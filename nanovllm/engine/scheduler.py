@@ -153,6 +153,8 @@ class Scheduler:
             if num_tokens - seq.num_computed_tokens > 1:
                 in_prefill.append(seq)
             elif num_tokens <= len(seq.block_table) * block_size or self._make_room(seq, num_tokens, step):
+                if num_tokens % block_size == 0:
+                    self._blocks.mark_pending(seq, num_tokens)
                 step.add(seq, 1)
             index += 1
         step.num_decodes = len(step.sequences)

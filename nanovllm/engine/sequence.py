@@ -108,7 +108,10 @@ class Sequence:
         return f"Sequence({self.seq_id}, {self.status.name}, {self.num_computed_tokens}/{self.num_tokens} tokens)"
 
 
+_MAX_TEMPERATURE = float(np.finfo(np.float32).max)  # what the row can hold; as good as uniform
+
+
 def _sampling_row(params: SamplingParams, seed: int) -> bytes:
     row = np.zeros(1, SAMPLING_ROW)
-    row[0] = (params.temperature, max(params.top_k, 0), params.top_p, params.min_p, seed % 2**64)
+    row[0] = (min(params.temperature, _MAX_TEMPERATURE), max(params.top_k, 0), params.top_p, params.min_p, seed % 2**64)
     return row.tobytes()

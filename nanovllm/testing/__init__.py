@@ -2,6 +2,7 @@
 implementations agree."""
 
 from nanovllm.testing.builders import NumberTokenizer, make_engine, run_requests, teacher_forced_logits
+from nanovllm.testing.checkpoints import tiny_config, write_checkpoint
 from nanovllm.testing.conformance import ModelRunnerConformance
 from nanovllm.testing.parity import ParityReport, ReferenceLogits, assert_same_tokens
 from nanovllm.testing.reference import ReferenceModel, reference_logits
@@ -17,4 +18,6 @@ __all__ = [
     "reference_logits",
     "run_requests",
     "teacher_forced_logits",
+    "tiny_config",
+    "write_checkpoint",
 ]

@@ -1,0 +1,89 @@
+"""Splitting a step into runs: nothing is lost, and what is padded stays cheap."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from paged_driver import PagedSequence, Wanted, Work, pack
+
+from backends.ort.step_runs import split_step
+
+BLOCK_SIZE = 8
+RUN_COST = 1000.0
+
+
+def work(num_tokens: int, context: int, wanted: Wanted = "last") -> Work:
+    total = context + num_tokens
+    random = np.random.default_rng(total)
+    blocks = random.permutation(999)[: -(-total // BLOCK_SIZE)].tolist()
+    return Work(PagedSequence(random.integers(0, 99, total).tolist(), blocks, context), num_tokens, wanted)
+
+
+def groups(*items: Work) -> list[list[int]]:
+    """Query lengths of each run, ascending."""
+    runs = split_step(pack(items, BLOCK_SIZE), BLOCK_SIZE, RUN_COST)
+    return sorted(np.diff(run.inputs["query_start"]).tolist() for run in runs)
+
+
+def test_decodes_of_like_contexts_run_together() -> None:
+    assert groups(*[work(1, context) for context in range(100, 148)]) == [[1] * 48]
+
+
+def test_a_long_chunk_runs_apart_from_the_decodes() -> None:
+    assert groups(work(1, 100), work(256, 0), work(1, 120)) == [[1, 1], [256]]
+
+
+def test_short_prompts_of_any_length_run_together() -> None:
+    assert groups(work(3, 0), work(9, 0), work(5, 0), work(1, 0)) == [[3, 9, 5, 1]]
+
+
+def test_a_very_long_context_does_not_make_every_decode_as_long() -> None:
+    assert groups(*[work(1, 50)] * 10, work(1, 4000)) == [[1], [1] * 10]
+
+
+def test_long_chunks_of_one_length_run_together() -> None:
+    assert groups(work(128, 0), work(128, 0)) == [[128, 128]]
+
+
+def test_block_tables_are_as_wide_as_the_longest_sequence_needs() -> None:
+    (run,) = split_step(pack([work(1, 7), work(1, 15), work(1, 16)], BLOCK_SIZE), BLOCK_SIZE, RUN_COST)
+    assert run.inputs["block_tables"].shape == (3, 3)
+
+
+WORK = st.builds(
+    work,
+    st.one_of(st.just(1), st.integers(1, 60)),
+    st.integers(0, 300),
+    st.sampled_from(["last", "all", "none"]),
+)
+
+
+@given(st.lists(WORK, min_size=1, max_size=12), st.floats(0, 1e5))
+def test_every_token_and_every_row_is_in_exactly_one_run(items: list[Work], run_cost: float) -> None:
+    batch = pack(items, BLOCK_SIZE)
+    rows, slots = [], []
+    for run in split_step(batch, BLOCK_SIZE, run_cost):
+        inputs = run.inputs
+        assert all(array.flags.c_contiguous for array in inputs.values())
+        rows += run.rows.tolist()
+        slots += inputs["slot_mapping"].tolist()
+        token_rows = inputs["logits_indices"]
+        assert len(token_rows) == len(run.rows)
+        original = batch.logits_indices[run.rows]
+        np.testing.assert_array_equal(inputs["slot_mapping"][token_rows], batch.slot_mapping[original])
+        np.testing.assert_array_equal(inputs["token_ids"][token_rows], batch.token_ids[original])
+        np.testing.assert_array_equal(inputs["positions"][inputs["query_start"][:-1]], inputs["context_lens"])
+    assert sorted(rows) == list(range(batch.num_logits))
+    assert sorted(slots) == sorted(batch.slot_mapping.tolist())
+
+
+@given(st.lists(WORK, min_size=1, max_size=12))
+def test_the_split_is_never_dearer_than_one_run_each(items: list[Work]) -> None:
+    def cost(query_lens: list[int], totals: list[int]) -> float:
+        return RUN_COST + len(totals) * max(query_lens) * max(totals)
+
+    apart = sum(cost([item.num_tokens], [len(item.sequence.tokens)]) for item in items)
+    together = 0.0
+    for run in split_step(pack(items, BLOCK_SIZE), BLOCK_SIZE, RUN_COST):
+        query_lens = np.diff(run.inputs["query_start"])
+        together += cost(query_lens.tolist(), (query_lens + run.inputs["context_lens"]).tolist())
+    assert together <= apart
