@@ -2,6 +2,7 @@
 
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from nanovllm.model_info import MODEL_INFO_FILE
 __all__ = ["MODEL_FILE", "new_folder"]
 
 MODEL_FILE = "model.onnx"
+_ABANDONED_S = 3600.0
 
 
 @contextmanager
@@ -22,6 +24,7 @@ def new_folder(target: Path, *, force: bool) -> Iterator[Path]:
     `ExportError`; an `OSError` of the body or of the renaming becomes one.
     """
     _check_replaceable(target, force=force)
+    _remove_abandoned(target)
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
         part.mkdir(parents=True)
@@ -40,6 +43,14 @@ def _check_replaceable(target: Path, *, force: bool) -> None:
         raise ExportError(f"{target} exists and is no exported model; it is not replaced. Give another --output.")
     if not force:
         raise ExportError(f"{target} exists already. Give --force to replace it, or another --output.")
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Removes what earlier runs left that were killed before they could: parts that nobody has written to for long."""
+    for left in target.parent.glob(f".{target.name}.*.partial"):
+        times = [path.stat().st_mtime for path in (left, *left.glob("*")) if path.exists()]
+        if times and time.time() - max(times) > _ABANDONED_S:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _put_in_place(part: Path, target: Path, *, force: bool) -> None:
