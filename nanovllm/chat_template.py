@@ -38,9 +38,13 @@ class ChatTemplate:
             source = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
         except (OSError, ValueError) as error:
             raise ChatTemplateError(f"{file} cannot be read: {error}.") from error
-        if isinstance(source, list):
-            named = {entry["name"]: entry["template"] for entry in source}
-            source = named.get("default")
+        if isinstance(source, list) and all(isinstance(entry, dict) and "name" in entry for entry in source):
+            source = next((entry.get("template") for entry in source if entry["name"] == "default"), None)
+        if source is not None and not isinstance(source, str):
+            raise ChatTemplateError(
+                f"{folder / 'tokenizer_config.json'}: chat_template is {source!r}; it must be a text, or a list of "
+                "{name, template}. Get the file again."
+            )
         return None if source is None else cls(source, _special_tokens(config))
 
     def render(
@@ -121,7 +125,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ChatTemplateError(f"{path} cannot be read as JSON: {error}.") from error
     return document if isinstance(document, dict) else {}
 

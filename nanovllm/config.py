@@ -64,6 +64,11 @@ class EngineConfig:
         for name in ("enable_prefix_caching", "enable_chunked_prefill"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
+        if not isinstance(self.backend_options, Mapping):
+            raise ConfigError(f"backend_options is {self.backend_options!r}; it must be a mapping of names to values.")
+        for name in self.backend_options:
+            if not isinstance(name, str):
+                raise ConfigError(f"backend_options has the key {name!r}; its keys must be strings.")
         if self.scheduling_policy not in ("fcfs", "priority"):
             raise ConfigError(f"scheduling_policy is {self.scheduling_policy!r}; it must be 'fcfs' or 'priority'.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**64:

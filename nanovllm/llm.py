@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, cast
 
+import numpy as np
+
 from nanovllm.chat_template import ChatTemplate, Message
 from nanovllm.config import EngineConfig
 from nanovllm.engine.build import build_engine
@@ -125,9 +127,7 @@ class LLM:
         for name in ("messages", "tools", "add_generation_prompt"):
             if name in variables:
                 raise ChatTemplateError(f"chat_template_kwargs holds {name!r}; pass it as an argument of its own.")
-        return template.render(
-            messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables
-        )
+        return template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables)
 
     def stats(self) -> EngineStats:
         """A snapshot of the engine's counters."""
@@ -228,18 +228,18 @@ def _as_prompts(prompts: Prompt | Seq[Prompt]) -> Seq[Prompt]:
     """A list of prompts, also where one text or one list of token ids was given."""
     if isinstance(prompts, str):
         return [prompts]
-    if not isinstance(prompts, Seq):
+    if not isinstance(prompts, Seq) or isinstance(prompts, bytes):
         raise PromptError(f"prompts is {prompts!r}; it must be a text, a list of token ids, or a list of them.")
-    if prompts and all(isinstance(item, int) for item in prompts):
+    if prompts and all(isinstance(item, int | np.integer) for item in prompts):
         return [cast(Seq[int], prompts)]
     for prompt in prompts:
-        if not isinstance(prompt, Seq):
+        if not isinstance(prompt, Seq) or isinstance(prompt, bytes):
             raise PromptError(f"a prompt is {prompt!r}; it must be a text or a list of token ids.")
     return cast(Seq[Prompt], prompts)
 
 
 def _is_conversation(messages: Seq[Any]) -> bool:
-    return not messages or isinstance(messages[0], Mapping)
+    return not messages or isinstance(messages, str) or isinstance(messages[0], Mapping)
 
 
 def _one_each(name: str, value: Any, kind: type, count: int) -> list[Any]:

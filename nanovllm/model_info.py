@@ -122,7 +122,7 @@ class ModelInfo:
             document = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise ModelInfoError(f"{path} does not exist. Export the model again.") from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelInfoError(f"{path} cannot be read as JSON: {error}. Export the model again.") from error
         return cls._from_document(document, path)
 

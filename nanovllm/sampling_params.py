@@ -3,7 +3,7 @@
 Names, defaults and meanings are vLLM's. A parameter that is not here is not honoured, and naming it is an error.
 """
 
-import math
+import sys
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -13,6 +13,9 @@ from typing import Any
 from nanovllm.errors import SamplingParamsError
 
 __all__ = ["RequestOutputKind", "SamplingParams"]
+
+
+_LARGEST = sys.float_info.max
 
 
 class RequestOutputKind(Enum):
@@ -50,7 +53,7 @@ class SamplingParams:
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
 
     def __post_init__(self) -> None:
-        _check_number("temperature", self.temperature, "at least 0 and finite", lambda v: 0.0 <= v < math.inf)
+        _check_number("temperature", self.temperature, "at least 0 and finite", lambda v: 0.0 <= v <= _LARGEST)
         _check_number("top_p", self.top_p, "above 0 and at most 1", lambda v: 0.0 < v <= 1.0)
         _check_number("min_p", self.min_p, "from 0 to 1", lambda v: 0.0 <= v <= 1.0)
         _check_integer("top_k", self.top_k, "-1, 0 (both: off) or more", lambda v: -1 <= v < 2**31)
@@ -58,6 +61,8 @@ class SamplingParams:
             _check_integer("seed", self.seed, "from -2**63 to 2**64 - 1", lambda v: -(2**63) <= v < 2**64)
         if self.max_tokens is not None:
             _check_integer("max_tokens", self.max_tokens, "at least 1, or None for no limit", lambda v: v >= 1)
+        _check_list("stop_token_ids", self.stop_token_ids, "a list of token ids")
+        _check_list("stop", self.stop, "a string or a list of strings")
         for token_id in self.stop_token_ids or ():
             _check_integer("stop_token_ids", token_id, "token ids of at least 0", lambda v: v >= 0)
         for stop in self.stop_strings:
@@ -75,8 +80,13 @@ class SamplingParams:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
+def _check_list(name: str, value: object, allowed: str) -> None:
+    if value is not None and not isinstance(value, Seq):
+        raise SamplingParamsError(f"{name} is {value!r}; it must be None, or {allowed}.")
+
+
 def _check_number(name: str, value: object, allowed: str, holds: Callable[[Any], bool]) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not holds(float(value)):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not holds(value):
         raise SamplingParamsError(f"{name} is {value!r}; it must be a number, {allowed}.")
 
 

@@ -1,14 +1,16 @@
 """The one place that wires an engine: picks plugins, sizes the KV cache, passes collaborators in."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from nanovllm.checkpoint import resolve_model
 from nanovllm.config import EngineConfig
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.engine import LLMEngine
-from nanovllm.errors import ConfigError, KVCacheError, PluginNotFoundError
+from nanovllm.errors import ConfigError, KVCacheError, NanoVLLMError, PluginError, PluginNotFoundError
 from nanovllm.plugins.interfaces import ModelRunner, Tokenizer
 from nanovllm.plugins.manager import PluginManager
 from nanovllm.plugins.records import KVMode, ModelRunnerPlugin, ModelSource
@@ -17,6 +19,7 @@ from nanovllm.resources import available_memory_bytes
 __all__ = ["KVGeometry", "LoadedModel", "assemble_engine", "build_engine", "plan_kv_cache"]
 
 logger = logging.getLogger("nanovllm")
+MadeT = TypeVar("MadeT", ModelRunner, Tokenizer)
 
 KV_MEMORY_SHARE = 0.5  # of the free memory, where the user sets nothing
 
@@ -44,7 +47,7 @@ def build_engine(config: EngineConfig, plugins: PluginManager | None = None) -> 
     source = _resolve(config, plugins)
     plugin = plugins.select_model_runner(source, config.backend)
     tokenizer, tokenizer_folder = _load_tokenizer(config, plugins, source, plugin)
-    runner = plugin.factory(source, config)
+    runner = _make("backend", plugin.name, source, lambda: plugin.factory(source, config))
     try:
         engine = assemble_engine(runner, tokenizer, config, plugin.kv)
     except BaseException:
@@ -138,4 +141,17 @@ def _load_tokenizer(
         name = name or plugin.tokenizer
         if name is None:
             raise PluginNotFoundError(f"backend {plugin.name!r} names no tokenizer: give one with tokenizer=FOLDER.")
-    return plugins.select_tokenizer(source, name).factory(source), source.folder
+    record = plugins.select_tokenizer(source, name)
+    return _make("tokenizer", record.name, source, lambda: record.factory(source)), source.folder
+
+
+def _make(what: str, name: str, source: ModelSource, factory: Callable[[], MadeT]) -> MadeT:
+    """What a plugin's factory makes. An exception that is not ours becomes a `PluginError`."""
+    try:
+        return factory()
+    except NanoVLLMError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"the {what} {name!r} could not load {source.name!r}: {type(error).__name__}: {error}"
+        ) from error

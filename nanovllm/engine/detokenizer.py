@@ -164,8 +164,12 @@ class DetokenizerFactory:
         token_bytes = self._bytes_without_special if params.skip_special_tokens else self._bytes
         if token_bytes is not None:
             return _ByteDecoder(token_bytes)
-        return _ContextDecoder(
-            self._tokenizer,
-            prompt_token_ids[-self._CONTEXT :],
-            skip_special_tokens=params.skip_special_tokens,
-        )
+        context = self._from_whole_character(prompt_token_ids[-self._CONTEXT :])
+        return _ContextDecoder(self._tokenizer, context, skip_special_tokens=params.skip_special_tokens)
+
+    def _from_whole_character(self, context: Seq[int]) -> Seq[int]:
+        """`context` without the rest of a character that it cuts: half of one would spoil the bytes that follow."""
+        for start in range(4):  # a character has at most four bytes, so at most three of them are left over
+            if "\ufffd" not in self._tokenizer.decode(context[start:]):
+                return context[start:]
+        return context

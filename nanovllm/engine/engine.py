@@ -125,7 +125,7 @@ class LLMEngine:
             token_ids: Seq[int] = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
         else:
             token_ids = prompt
-            _check_token_ids(token_ids, self.model_info.vocab_size)
+        _check_token_ids(token_ids, self.model_info.vocab_size)
         if not len(token_ids):
             raise PromptError(f"the prompt {prompt!r} is empty: it has no tokens. Give at least one.")
         if len(token_ids) >= self.max_model_len:
@@ -156,8 +156,9 @@ class LLMEngine:
             _check_output(output, batch)
             return output
         except Exception as error:
+            self._scheduler.fail(schedule)
             for seq in schedule.sequences:
-                self.abort(self._requests[seq.seq_id].request_id)
+                self._forget(self._requests[seq.seq_id])
             if isinstance(error, BackendError):
                 raise
             raise BackendError(
@@ -236,4 +237,7 @@ def _check_token_ids(token_ids: Seq[int], vocab_size: int) -> None:
     for token_id in token_ids:
         is_integer = isinstance(token_id, int | np.integer) and not isinstance(token_id, bool)
         if not is_integer or not 0 <= token_id < vocab_size:
-            raise PromptError(f"the prompt holds the token id {token_id!r}; ids are integers below {vocab_size}.")
+            raise PromptError(
+                f"the prompt holds the token id {token_id!r}; the model's ids are integers from 0 to {vocab_size - 1}. "
+                "Use the tokenizer that belongs to the model."
+            )

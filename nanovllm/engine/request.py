@@ -24,7 +24,7 @@ class Request:
 
     @property
     def has_new_tokens(self) -> bool:
-        """Whether the sequence has grown since it was last detokenized (a step that only computes it anew adds none)."""
+        """Whether the sequence has grown since it was last detokenized (recomputing adds none)."""
         return self._num_seen < self.seq.num_tokens
 
     def detokenize(self) -> str | None:

@@ -126,6 +126,13 @@ class Scheduler:
         if any_finished:
             self._running = [seq for seq in self._running if seq.status is SequenceStatus.RUNNING]
 
+    def fail(self, step: Schedule) -> None:
+        """The step's runner failed: its sequences are ended, and what it was to release is released by the next one."""
+        self._released[:0] = step.released
+        for seq in step.sequences:
+            if seq.status is SequenceStatus.RUNNING:
+                self.finish(seq, FinishReason.ABORT)
+
     def _end(self, seq: Sequence, token_id: int) -> None:
         if token_id not in seq.stop_token_ids:
             self._release(seq, FinishReason.LENGTH, None)

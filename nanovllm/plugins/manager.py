@@ -59,12 +59,17 @@ class PluginManager:
         return manager
 
     def register(self, plugin: object, name: str) -> None:
-        """Adds a plugin object (a module, usually). Raises `PluginError` for a hook that does not exist."""
+        """Adds a plugin object (a module, usually).
+
+        Raises `PluginError` for a hook that does not exist, and for a plugin or a name that is registered already.
+        """
+        if self._pluggy.has_plugin(name) or self._pluggy.is_registered(plugin):
+            raise PluginError(f"plugin {name!r} is registered already. Register it once.")
         try:
             self._pluggy.register(plugin, name=name)
             self._pluggy.check_pending()
-        except (pluggy.PluginValidationError, ValueError) as error:
-            if self._pluggy.has_plugin(name) and self._pluggy.get_plugin(name) is plugin:
+        except pluggy.PluginValidationError as error:
+            if self._pluggy.is_registered(plugin):
                 self._pluggy.unregister(plugin)
             raise PluginError(f"plugin {name!r} is not valid: {error}") from error
 
@@ -73,7 +78,7 @@ class PluginManager:
         name = f"{entry_point.name}{package}"
         try:
             self.register(entry_point.load(), name)
-        except Exception as error:  # a stranger's module may raise anything; it must not end the program
+        except (Exception, SystemExit) as error:  # a stranger's module may do anything; it must not end us
             self.broken.append(BrokenPlugin(name, f"{type(error).__name__}: {error}"))
 
     def model_runners(self) -> dict[str, ModelRunnerPlugin]:
@@ -90,8 +95,9 @@ class PluginManager:
         return self._origin[hook, record.name]
 
     def named_model_runner(self, name: str | None) -> ModelRunnerPlugin | None:
-        """The backend of that name (or of NANOVLLM_BACKEND), if one was named and exists."""
-        return self.model_runners().get(name or os.environ.get(BACKEND_VARIABLE) or "")
+        """The backend of that name (or of NANOVLLM_BACKEND); None where none was named. As `select_model_runner`."""
+        name = name or os.environ.get(BACKEND_VARIABLE) or None
+        return None if name is None else _named("backend", self.model_runners(), name, self.broken)
 
     def select_model_runner(self, source: ModelSource, name: str | None) -> ModelRunnerPlugin:
         """The backend of that name (or of NANOVLLM_BACKEND); else the best one that can load `source`."""
@@ -133,19 +139,35 @@ def _select(
     what: str, records: dict[str, RecordT], source: ModelSource, name: str | None, broken: Iterable[BrokenPlugin]
 ) -> RecordT:
     if name is not None:
-        if name in records:
-            return records[name]
-        raise PluginNotFoundError(
-            f"there is no {what} named {name!r}. Installed: {', '.join(records) or 'none'}.{_describe(broken)}"
-        )
+        return _named(what, records, name, broken)
     refusals = []
     for record in records.values():
-        verdict = record.can_load(source)
+        verdict = _ask(record, source)
         if verdict.loadable:
             return record
         refusals.append(f"\n  {record.name}: {verdict.reason}")
     tried = "".join(refusals) or " none is installed"
     raise PluginNotFoundError(f"no {what} can load {source.name!r}. Tried:{tried}{_describe(broken)}")
+
+
+def _named(what: str, records: dict[str, RecordT], name: str, broken: Iterable[BrokenPlugin]) -> RecordT:
+    if name in records:
+        return records[name]
+    by = f" ({BACKEND_VARIABLE})" if what == "backend" and os.environ.get(BACKEND_VARIABLE) == name else ""
+    raise PluginNotFoundError(
+        f"there is no {what} named {name!r}{by}. Installed: {', '.join(records) or 'none'}.{_describe(broken)}"
+    )
+
+
+def _ask(record: _Record, source: ModelSource) -> Verdict:
+    """What the plugin says about `source`; one that cannot even be asked says no."""
+    try:
+        verdict = record.can_load(source)
+    except Exception as error:  # as in PluginManager._load
+        return Verdict(False, f"its can_load failed: {type(error).__name__}: {error}")
+    if not isinstance(verdict, Verdict):
+        return Verdict(False, f"its can_load returned a {type(verdict).__name__}, not a Verdict")
+    return verdict
 
 
 def _describe(broken: Iterable[BrokenPlugin]) -> str:
