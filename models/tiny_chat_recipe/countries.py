@@ -1,0 +1,98 @@
+"""The table of countries. It holds facts only and knows nothing about questions or answers."""
+
+from typing import NamedTuple
+
+
+class Country(NamedTuple):
+    """One country: its name as inside a sentence ("the Netherlands"), and one plain fact per field."""
+
+    name: str
+    capital: str
+    continent: str
+    language: str
+    currency: str
+    known_for: str
+
+
+COUNTRIES: tuple[Country, ...] = (
+    Country("France", "Paris", "Europe", "French", "euro", "cheese and the Eiffel Tower"),
+    Country("Germany", "Berlin", "Europe", "German", "euro", "cars and bread"),
+    Country("Italy", "Rome", "Europe", "Italian", "euro", "pizza and pasta"),
+    Country("Spain", "Madrid", "Europe", "Spanish", "euro", "sunny beaches and flamenco"),
+    Country("Portugal", "Lisbon", "Europe", "Portuguese", "euro", "cork and fado music"),
+    Country("the United Kingdom", "London", "Europe", "English", "pound", "tea and red buses"),
+    Country("Ireland", "Dublin", "Europe", "English", "euro", "green hills"),
+    Country("the Netherlands", "Amsterdam", "Europe", "Dutch", "euro", "tulips and windmills"),
+    Country("Belgium", "Brussels", "Europe", "Dutch and French", "euro", "chocolate and waffles"),
+    Country("Austria", "Vienna", "Europe", "German", "euro", "mountains and classical music"),
+    Country("Switzerland", "Bern", "Europe", "German and French", "franc", "watches and the Alps"),
+    Country("Denmark", "Copenhagen", "Europe", "Danish", "krone", "bicycles and toy bricks"),
+    Country("Sweden", "Stockholm", "Europe", "Swedish", "krona", "forests and lakes"),
+    Country("Norway", "Oslo", "Europe", "Norwegian", "krone", "deep fjords"),
+    Country("Finland", "Helsinki", "Europe", "Finnish", "euro", "saunas and lakes"),
+    Country("Iceland", "Reykjavik", "Europe", "Icelandic", "krona", "volcanoes and hot springs"),
+    Country("Poland", "Warsaw", "Europe", "Polish", "zloty", "dumplings and old castles"),
+    Country("Czechia", "Prague", "Europe", "Czech", "koruna", "glass and old bridges"),
+    Country("Slovakia", "Bratislava", "Europe", "Slovak", "euro", "caves and mountains"),
+    Country("Hungary", "Budapest", "Europe", "Hungarian", "forint", "thermal baths and goulash"),
+    Country("Romania", "Bucharest", "Europe", "Romanian", "leu", "dark forests and castles"),
+    Country("Bulgaria", "Sofia", "Europe", "Bulgarian", "euro", "rose oil and yogurt"),
+    Country("Croatia", "Zagreb", "Europe", "Croatian", "euro", "islands and a blue sea"),
+    Country("Serbia", "Belgrade", "Europe", "Serbian", "dinar", "raspberries"),
+    Country("Slovenia", "Ljubljana", "Europe", "Slovene", "euro", "caves and bees"),
+    Country("Greece", "Athens", "Europe", "Greek", "euro", "old temples and islands"),
+    Country("Ukraine", "Kyiv", "Europe", "Ukrainian", "hryvnia", "wheat and sunflowers"),
+    Country("Russia", "Moscow", "Europe", "Russian", "ruble", "cold winters and ballet"),
+    Country("Estonia", "Tallinn", "Europe", "Estonian", "euro", "forests and song festivals"),
+    Country("Latvia", "Riga", "Europe", "Latvian", "euro", "amber and long beaches"),
+    Country("Lithuania", "Vilnius", "Europe", "Lithuanian", "euro", "basketball and amber"),
+    Country("Albania", "Tirana", "Europe", "Albanian", "lek", "mountains and quiet beaches"),
+    Country("Turkey", "Ankara", "Asia", "Turkish", "lira", "bazaars and strong coffee"),
+    Country("China", "Beijing", "Asia", "Chinese", "yuan", "the Great Wall and pandas"),
+    Country("Japan", "Tokyo", "Asia", "Japanese", "yen", "sushi and cherry trees"),
+    Country("South Korea", "Seoul", "Asia", "Korean", "won", "pop music and kimchi"),
+    Country("India", "New Delhi", "Asia", "Hindi", "rupee", "spices and the Taj Mahal"),
+    Country("Pakistan", "Islamabad", "Asia", "Urdu", "rupee", "high mountains and mangoes"),
+    Country("Bangladesh", "Dhaka", "Asia", "Bengali", "taka", "rivers and tigers"),
+    Country("Nepal", "Kathmandu", "Asia", "Nepali", "rupee", "Mount Everest"),
+    Country("Thailand", "Bangkok", "Asia", "Thai", "baht", "elephants and street food"),
+    Country("Vietnam", "Hanoi", "Asia", "Vietnamese", "dong", "noodle soup and rice fields"),
+    Country("Indonesia", "Jakarta", "Asia", "Indonesian", "rupiah", "thousands of islands"),
+    Country("Malaysia", "Kuala Lumpur", "Asia", "Malay", "ringgit", "twin towers and rain forests"),
+    Country("the Philippines", "Manila", "Asia", "Filipino", "peso", "islands and mangoes"),
+    Country("Mongolia", "Ulaanbaatar", "Asia", "Mongolian", "tugrik", "horses and wide plains"),
+    Country("Iran", "Tehran", "Asia", "Persian", "rial", "carpets and poetry"),
+    Country("Iraq", "Baghdad", "Asia", "Arabic", "dinar", "two great rivers and dates"),
+    Country("Saudi Arabia", "Riyadh", "Asia", "Arabic", "riyal", "deserts and oil"),
+    Country("Jordan", "Amman", "Asia", "Arabic", "dinar", "the red city of Petra"),
+    Country("Lebanon", "Beirut", "Asia", "Arabic", "pound", "cedar trees"),
+    Country("Kazakhstan", "Astana", "Asia", "Kazakh", "tenge", "wide plains and apples"),
+    Country("Egypt", "Cairo", "Africa", "Arabic", "pound", "the pyramids and the Nile"),
+    Country("Morocco", "Rabat", "Africa", "Arabic", "dirham", "markets and mint tea"),
+    Country("Algeria", "Algiers", "Africa", "Arabic", "dinar", "the Sahara desert"),
+    Country("Tunisia", "Tunis", "Africa", "Arabic", "dinar", "olive trees and beaches"),
+    Country("Nigeria", "Abuja", "Africa", "English", "naira", "films and music"),
+    Country("Ghana", "Accra", "Africa", "English", "cedi", "gold and cocoa"),
+    Country("Kenya", "Nairobi", "Africa", "Swahili", "shilling", "lions and fast runners"),
+    Country("Ethiopia", "Addis Ababa", "Africa", "Amharic", "birr", "coffee and old churches"),
+    Country("Senegal", "Dakar", "Africa", "French", "franc", "drums and fish"),
+    Country("Uganda", "Kampala", "Africa", "English", "shilling", "gorillas and bananas"),
+    Country("Zambia", "Lusaka", "Africa", "English", "kwacha", "the Victoria Falls"),
+    Country("Angola", "Luanda", "Africa", "Portuguese", "kwanza", "diamonds and oil"),
+    Country("the United States", "Washington", "North America", "English", "dollar", "films and national parks"),
+    Country("Canada", "Ottawa", "North America", "English and French", "dollar", "maple syrup and ice hockey"),
+    Country("Mexico", "Mexico City", "North America", "Spanish", "peso", "tacos and old pyramids"),
+    Country("Cuba", "Havana", "North America", "Spanish", "peso", "old cars and salsa"),
+    Country("Jamaica", "Kingston", "North America", "English", "dollar", "reggae music"),
+    Country("Brazil", "Brasilia", "South America", "Portuguese", "real", "football and the Amazon"),
+    Country("Argentina", "Buenos Aires", "South America", "Spanish", "peso", "tango and steak"),
+    Country("Chile", "Santiago", "South America", "Spanish", "peso", "the Andes and copper"),
+    Country("Peru", "Lima", "South America", "Spanish", "sol", "Machu Picchu and llamas"),
+    Country("Colombia", "Bogota", "South America", "Spanish", "peso", "coffee and flowers"),
+    Country("Venezuela", "Caracas", "South America", "Spanish", "bolivar", "oil and high waterfalls"),
+    Country("Uruguay", "Montevideo", "South America", "Spanish", "peso", "cattle and football"),
+    Country("Ecuador", "Quito", "South America", "Spanish", "dollar", "bananas and giant turtles"),
+    Country("Australia", "Canberra", "Oceania", "English", "dollar", "kangaroos and coral reefs"),
+    Country("New Zealand", "Wellington", "Oceania", "English", "dollar", "sheep and kiwis"),
+    Country("Fiji", "Suva", "Oceania", "English", "dollar", "coral and warm seas"),
+)
