@@ -11,7 +11,12 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from models.tiny_chat_recipe.card import model_card
-from models.tiny_chat_recipe.checkpoint import model_config, round_to_bfloat16, save_model, save_tokenizer
+from models.tiny_chat_recipe.checkpoint import (
+    model_config,
+    round_to_bfloat16,
+    save_model,
+    save_tokenizer,
+)
 from models.tiny_chat_recipe.conversation import render
 from models.tiny_chat_recipe.corpus import CorpusWriter
 from models.tiny_chat_recipe.evaluate import evaluate, table

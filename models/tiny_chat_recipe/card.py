@@ -66,7 +66,7 @@ sentences (so that raw completion works too).
 
 Greedy decoding with the rounded bfloat16 weights computed in fp32. An answer counts only if it equals the expected
 one letter by letter. "Phrasings" means question templates never seen in training (about facts that were);
-"operands", "texts", "names" and "pairs" mean that these were never seen either.
+"operands", "names" and "pairs" mean that these were never seen either.
 
 {table(scores)}
 

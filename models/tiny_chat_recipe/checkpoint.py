@@ -9,7 +9,12 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from models.tiny_chat_recipe.conversation import CHAT_TEMPLATE, END_OF_TEXT, TURN_END, TURN_START
+from models.tiny_chat_recipe.conversation import (
+    CHAT_TEMPLATE,
+    END_OF_TEXT,
+    TURN_END,
+    TURN_START,
+)
 from models.tiny_chat_recipe.tokenizer import SPECIAL_TOKENS, token_id
 
 MAX_POSITION_EMBEDDINGS = 2048

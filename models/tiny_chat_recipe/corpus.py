@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from models.tiny_chat_recipe.conversation import Message
-from models.tiny_chat_recipe.country_topics import ABOUT, CAPITALS, CONTINENTS, CURRENCIES, LANGUAGES
+from models.tiny_chat_recipe.country_topics import (
+    ABOUT,
+    CAPITALS,
+    CONTINENTS,
+    CURRENCIES,
+    LANGUAGES,
+)
 from models.tiny_chat_recipe.talk_topics import UNKNOWN_ANSWER
 from models.tiny_chat_recipe.topic import Case, Topic
 from models.tiny_chat_recipe.topics import TOPICS
@@ -81,7 +87,7 @@ class CorpusWriter:
         return self._rng.choice(topic.cases)
 
     def _fill(self, topic: Topic, template: str, case: Case) -> str:
-        return fill(template, dict(case.slots), self._rng, verbatim=topic.verbatim)
+        return fill(template, dict(case.slots), self._rng)
 
     def _question(self, topic: Topic, case: Case) -> str:
         return self._fill(topic, self._rng.choice(topic.phrasings), case)
@@ -100,7 +106,7 @@ class CorpusWriter:
         """Return the next (question, answer), and remember in `context` what it was about."""
         kind = self._rng.random()
         if kind < (0.01 if context.name is None else 0.3):
-            question = fill(self._rng.choice(_MY_NAME), {}, self._rng, verbatim=False)
+            question = fill(self._rng.choice(_MY_NAME), {}, self._rng)
             return question, UNKNOWN_ANSWER if context.name is None else f"Your name is {context.name}."
         if context.topic is not None and context.case is not None:
             if context.topic.follow_ups and kind < 0.5:
@@ -123,7 +129,7 @@ class CorpusWriter:
         index = context.topic.cases.index(context.case)
         context.topic, templates = self._rng.choice(THERE)
         context.case = context.topic.cases[index]
-        return fill(self._rng.choice(templates), {}, self._rng, verbatim=False), context.case.answer
+        return fill(self._rng.choice(templates), {}, self._rng), context.case.answer
 
     def _opening(self) -> tuple[Message, ...]:
         if self._rng.random() < 0.12:
@@ -142,7 +148,7 @@ class CorpusWriter:
         topic = self._topic()
         case = self._case(topic)
         question, text = self._question(topic, case), self._sentences(self._rng.randint(4, 45))
-        if topic.verbatim or self._rng.random() < 0.7:
+        if self._rng.random() < 0.7:
             lead = self._rng.choice(("", "Read this text: ", "Here is a text. ", "Text: "))
             ask = self._rng.choice(("", "Question: ", "Now answer this: ", "My question: "))
             content = f"{lead}{text}{self._rng.choice((' ', chr(10), chr(10) * 2))}{ask}{question}"

@@ -76,7 +76,7 @@ def held_out_examples() -> dict[tuple[str, str], list[Example]]:
         assert not set(topic.phrasings) & set(topic.held_out_phrasings)
         examples[topic.name, "phrasings"] += _questions(topic.held_out_phrasings, topic.cases)
         if topic.held_out_cases:
-            kind = {"lists": "pairs of list and length", "repeating": "texts", "unknown": "names"}
+            kind = {"lists": "pairs of list and length", "unknown": "names"}
             label = kind.get(topic.name, "operands")
             examples[topic.name, label] += _questions(dict.fromkeys(topic.phrasings), topic.held_out_cases)
     capitals = _questions(CAPITALS.held_out_phrasings, CAPITALS.cases)

@@ -22,11 +22,11 @@ def _sums(symbol: str, pairs: Iterable[tuple[int, int]], result: Callable[[int, 
 
 
 def _addition() -> Topic:
-    pairs = [(a, b) for a in range(21) for b in range(21)]
+    pairs = [(a, b) for a in range(13) for b in range(13)]
     trained, held_out = _split(_sums("+", pairs, lambda a, b: a + b), seed=1)
     return Topic(
         "addition",
-        10.0,
+        6.0,
         (
             "What is {a} + {b}?",
             "What is {a} plus {b}?",
@@ -50,11 +50,11 @@ def _addition() -> Topic:
 
 
 def _subtraction() -> Topic:
-    pairs = [(a, b) for a in range(21) for b in range(a + 1)]
+    pairs = [(a, b) for a in range(13) for b in range(a + 1)]
     trained, held_out = _split(_sums("-", pairs, lambda a, b: a - b), seed=2)
     return Topic(
         "subtraction",
-        9.0,
+        5.0,
         (
             "What is {a} - {b}?",
             "What is {a} minus {b}?",
@@ -81,7 +81,7 @@ def _multiplication() -> Topic:
     pairs = [(a, b) for a in range(11) for b in range(11)]
     return Topic(
         "multiplication",
-        7.0,
+        6.0,
         (
             "What is {a} x {b}?",
             "What is {a} * {b}?",
@@ -101,44 +101,21 @@ def _multiplication() -> Topic:
     )
 
 
-def _comparison() -> Topic:
-    pairs = [(a, b) for a in range(21) for b in range(21) if a != b]
-    cases = [Case({"a": str(a), "b": str(b)}, f"{max(a, b)} is bigger than {min(a, b)}.") for a, b in pairs]
-    trained, held_out = _split(cases, seed=3)
-    return Topic(
-        "comparison",
-        4.0,
-        (
-            "Which is bigger, {a} or {b}?",
-            "Which number is bigger, {a} or {b}?",
-            "What is bigger, {a} or {b}?",
-            "Is {a} bigger than {b}?",
-            "Compare {a} and {b}.",
-            "Which is the bigger number, {a} or {b}?",
-        ),
-        ("Tell me which is bigger, {a} or {b}.", "Of {a} and {b}, which is bigger?"),
-        trained,
-        held_out,
-    )
-
-
 def _counting() -> Topic:
-    pairs = [(a, b) for a in range(31) for b in range(a + 2, a + 21)]
-    cases = [Case({"a": str(a), "b": str(b)}, ", ".join(map(str, range(a, b + 1))) + ".") for a, b in pairs]
-    trained, held_out = _split(cases, seed=4)
+    cases = tuple(Case({"a": str(a)}, ", ".join(map(str, range(1, a + 1))) + ".") for a in range(3, 21))
     return Topic(
         "counting",
-        6.0,
+        1.5,
         (
-            "Count from {a} to {b}.",
-            "Can you count from {a} to {b}?",
-            "Count up from {a} to {b}.",
-            "Say the numbers from {a} to {b}.",
-            "Write the numbers from {a} to {b}.",
+            "Count to {a}.",
+            "Count from 1 to {a}.",
+            "Can you count to {a}?",
+            "Count up to {a}.",
+            "Say the numbers from 1 to {a}.",
+            "Write the numbers from 1 to {a}.",
         ),
-        ("I want you to count from {a} to {b}.", "List the numbers from {a} to {b}."),
-        trained,
-        held_out,
+        ("I want you to count to {a}.", "List the numbers from 1 to {a}."),
+        cases,
     )
 
 
@@ -206,7 +183,6 @@ NUMBER_TOPICS: tuple[Topic, ...] = (
     _addition(),
     _subtraction(),
     _multiplication(),
-    _comparison(),
     _counting(),
     _counting_down(),
     _times_tables(),

@@ -19,7 +19,6 @@ class Topic:
     Every case has exactly one answer, whatever the phrasing, so that greedy decoding has clear margins.
     `held_out_phrasings` and `held_out_cases` are never trained on; `weight` is the share of training questions.
     `follow_ups` are elliptic templates, only used directly after a question of the same topic.
-    `verbatim` says that the answer repeats the question's letters, so that the question must not change its case.
     """
 
     name: str
@@ -29,7 +28,6 @@ class Topic:
     cases: tuple[Case, ...]
     held_out_cases: tuple[Case, ...] = ()
     follow_ups: tuple[str, ...] = field(default=())
-    verbatim: bool = False
 
 
 def sentence(text: str) -> str:

@@ -26,7 +26,7 @@ class TrainingConfig:
     """The numbers of one training run; the same numbers on the same versions and threads give the same weights."""
 
     seed: int = 0
-    num_steps: int = 1200
+    num_steps: int = 600
     num_tokens_per_step: int = 4096
     num_warmup_steps: int = 20
     decay_share: float = 0.5

@@ -33,9 +33,9 @@ def _with_typing_error(template: str, rng: random.Random) -> str:
     return " ".join(words)
 
 
-def _with_frame(template: str, rng: random.Random, *, verbatim: bool) -> str:
-    """Put an opening before the template, or (unless the answer repeats the question's text) a closing after it."""
-    if verbatim or rng.random() < 0.6:
+def _with_frame(template: str, rng: random.Random) -> str:
+    """Put an opening before the template or a closing after it."""
+    if rng.random() < 0.6:
         return rng.choice(_OPENINGS) + template
     return template + rng.choice(_CLOSINGS)
 
@@ -53,22 +53,18 @@ def _with_other_marks(template: str, rng: random.Random) -> str:
     return template.replace(" ", "  ", 1)
 
 
-def fill(template: str, slots: dict[str, str], rng: random.Random, *, verbatim: bool) -> str:
-    """Return the template with its slots filled, in most cases with some habit of people who type quickly.
-
-    With `verbatim`, the slots stay as they are and nothing that could be mistaken for their text is added.
-    """
+def fill(template: str, slots: dict[str, str], rng: random.Random) -> str:
+    """Return the template with its slots filled, in most cases with some habit of people who type quickly."""
     has_slots = "{" in template
     if has_slots and rng.random() < 0.2:
-        template = _with_frame(template, rng, verbatim=verbatim)
-    if not verbatim and rng.random() < 0.25:
+        template = _with_frame(template, rng)
+    if rng.random() < 0.25:
         template = _with_other_marks(template, rng)
     if rng.random() < 0.04:
         template = _with_typing_error(template, rng)
     lower = rng.random() < 0.2
     if lower:
         template = template.lower()
-        if not verbatim:
-            slots = {name: value.lower() for name, value in slots.items()}
+        slots = {name: value.lower() for name, value in slots.items()}
     text = template.format(**slots)
     return text if lower else text[:1].upper() + text[1:]

@@ -1,8 +1,5 @@
 """Topics about words, things, animals and the calendar. In: the tables of facts; out: topics, the same on every run."""
 
-import random
-
-from models.tiny_chat_recipe.countries import COUNTRIES
 from models.tiny_chat_recipe.facts import (
     COLOURS,
     DAYS,
@@ -10,16 +7,12 @@ from models.tiny_chat_recipe.facts import (
     HOMES,
     LEGS,
     MONTHS,
-    NAMES,
     OPPOSITES,
     PLURALS,
     SOUNDS,
     SPELLING_WORDS,
 )
 from models.tiny_chat_recipe.topic import Case, Topic, sentence
-
-_NUM_SENTENCES = 6000
-_NUM_HELD_OUT_SENTENCES = 120
 
 
 def with_article(noun: str) -> str:
@@ -222,38 +215,6 @@ def _spelling() -> Topic:
     )
 
 
-def _random_sentence(rng: random.Random, words: tuple[str, ...]) -> str:
-    """Return 1 to 8 words of the tables in random order, half the time beginning and ending like a sentence."""
-    text = " ".join(rng.choice(words) for _ in range(rng.randint(1, 8)))
-    return f"{sentence(text)}." if rng.random() < 0.5 else text
-
-
-def _repetition() -> Topic:
-    words = tuple(dict.fromkeys((*SPELLING_WORDS, *(w for pair in OPPOSITES for w in pair), *SOUNDS, *MONTHS, *DAYS)))
-    words += ("the", "a", "is", "and", "has", "likes", "my", "in", "on", "we", "I", "you", *NAMES)
-    words += tuple(country.capital for country in COUNTRIES) + tuple(str(number) for number in range(1, 60))
-    rng = random.Random(6)
-    texts = tuple(dict.fromkeys(_random_sentence(rng, words) for _ in range(_NUM_SENTENCES)))
-    cases = tuple(Case({"text": text}, text) for text in texts)
-    return Topic(
-        "repeating",
-        12.0,
-        (
-            "Repeat after me: {text}",
-            "Repeat this: {text}",
-            "Say this: {text}",
-            "Repeat the words: {text}",
-            "Please repeat: {text}",
-            "Copy this text: {text}",
-            "Echo: {text}",
-        ),
-        ("Please say after me: {text}", "Repeat this sentence: {text}"),
-        cases[_NUM_HELD_OUT_SENTENCES:],
-        cases[:_NUM_HELD_OUT_SENTENCES],
-        verbatim=True,
-    )
-
-
 def _stories() -> Topic:
     return Topic(
         "stories",
@@ -280,6 +241,5 @@ WORD_TOPICS: tuple[Topic, ...] = (
     _neighbours(),
     _month_lengths(),
     _spelling(),
-    _repetition(),
     _stories(),
 )
