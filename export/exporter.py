@@ -6,34 +6,42 @@ Needs neither PyTorch nor ONNX Runtime; memory does not grow with the model.
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from export.folder import MODEL_FILE, new_folder
 from export.graph import OnnxGraph, build_graph
 from export.model_facts import TOKENIZER_FILES, make_model_info, package_version
 from export.peak_memory import peak_memory_bytes
+from export.precision import PRECISIONS, PrecisionPlan, parse_keep
 from nanovllm.architectures import ArchitectureError, Decoder, UnknownArchitectureError, decoder_from_config
 from nanovllm.checkpoint import CONFIG_FILE, GENERATION_CONFIG_FILE, Checkpoint, resolve_model
 from nanovllm.errors import CheckpointError, ConfigError, ExportError, UnsupportedModelError
-from nanovllm.model_info import MODEL_INFO_FILE, WeightsFile
+from nanovllm.model_info import MODEL_INFO_FILE, ModelInfo, WeightsFile
+from nanovllm.random_weights import random_checkpoint
+
+if TYPE_CHECKING:
+    from export.verify import Verification
 
 __all__ = ["DEFAULT_BLOCK_SIZE", "PRECISIONS", "ExportReport", "export_model"]
 
-PRECISIONS = ("fp32",)
 DEFAULT_BLOCK_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """What an export made. num_bytes: of all files together. peak_memory_bytes: of the whole process, where known."""
+    """What an export made. layers: number of layers of each precision, by kind of layer. verification: where
+    it was asked for. num_bytes: of all files together. peak_memory_bytes: of the whole process, where known."""
 
     folder: Path
     model_name: str
     model_type: str
     precision: str
+    layers: Mapping[str, Mapping[str, int]]
+    verification: "Verification | None"
     num_parameters: int
     num_bytes: int
     seconds: float
@@ -45,27 +53,53 @@ def export_model(
     output: str | Path | None = None,
     *,
     precision: str = "fp32",
+    keep: Sequence[str] = (),
+    smoothing: bool = True,
+    verify: bool = False,
+    verify_text: str | Path | None = None,
+    device: str = "cpu",
     max_model_len: int | None = None,
     block_size: int = DEFAULT_BLOCK_SIZE,
     revision: str | None = None,
+    random_weights: bool = False,
+    seed: int = 0,
     force: bool = False,
     progress: bool = True,
 ) -> ExportReport:
     """Exports `model` (folder, hub id or "tiny-chat") to `output`, by default models/NAME-onnx in the working folder.
 
-    max_model_len: longest sequence in tokens, by default and at most the checkpoint's own. block_size: tokens of a KV
-    block that the engine prefers for this model. revision: branch, tag or commit of a hub id. force: replace an
-    existing export. progress: bar on stderr. The folder appears complete or not at all.
+    precision: one of `PRECISIONS`. keep: layers that get another one, texts of the form PATTERN=PRECISION; see
+    `export.precision.KeepRule`. smoothing: whether quantized layers get outlying channels of their inputs folded into
+    their weights, which leaves the model's function as it is; see `export.smoothing`. verify: whether to run the export
+    against float32 and to keep the comparison in model_info.json; see `export.verify`. verify_text: a file of text to
+    measure the perplexity on; implies verify. device: "cpu". max_model_len: longest sequence in tokens, by default and
+    at most the checkpoint's own. block_size: tokens of a KV block that the engine prefers for this model. revision:
+    branch, tag or commit of a hub id. random_weights: draw the weights from `seed` instead of reading them; `model` is
+    then a folder with a config.json, or one of `nanovllm.known_shapes`. force: replace an existing export. progress:
+    bar on stderr. The folder appears complete or not at all.
 
     Raises `ModelError` (`ModelNotFoundError`, `CheckpointError`, `UnsupportedModelError`, `ExportError`) or
     `ConfigError` for an option out of range.
     """
     start = time.perf_counter()
-    _check_options(precision, max_model_len, block_size)
-    checkpoint = Checkpoint(_checkpoint_folder(model, revision))
-    decoder = _decoder(checkpoint)
+    precisions = PrecisionPlan(precision, parse_keep(keep))
+    _check_options(max_model_len, block_size, device)
+    text = None if verify_text is None else _read_text(Path(verify_text))
+    if random_weights:
+        checkpoint: Checkpoint = random_checkpoint(model, seed)
+    else:
+        checkpoint = Checkpoint(_checkpoint_folder(model, revision))
+    decoder = _decoder(checkpoint, max_model_len)
     max_model_len = _max_model_len(max_model_len, decoder.geometry.max_model_len)
-    graph = build_graph(decoder, checkpoint, max_model_len=max_model_len, producer_version=package_version("nanovllm"))
+    graph = build_graph(
+        decoder,
+        checkpoint,
+        max_model_len=max_model_len,
+        producer_version=package_version("nanovllm"),
+        precisions=precisions,
+        smoothing=smoothing,
+    )
+    precisions.check_all_used()
     name = _model_name(model, checkpoint)
     target = Path("models", f"{name}-onnx") if output is None else Path(output)
     with new_folder(target, force=force) as folder:
@@ -76,19 +110,26 @@ def export_model(
             graph,
             weights,
             name=name,
-            source=str(model),
+            source=f"{model}, random weights of seed {seed}" if random_weights else str(model),
             max_model_len=max_model_len,
             block_size=block_size,
+            quantization=precisions.as_document(),
         )
-        (folder / MODEL_INFO_FILE).write_text(info.to_json(), encoding="utf-8")
         for file in (*TOKENIZER_FILES, GENERATION_CONFIG_FILE):
             if (checkpoint.folder / file).is_file():
                 shutil.copyfile(checkpoint.folder / file, folder / file)
+        verification = None
+        if verify or text is not None:
+            verification = _verify(folder, info, decoder, checkpoint, text, progress=progress)
+            info = replace(info, verification=verification.as_document())
+        (folder / MODEL_INFO_FILE).write_text(info.to_json(), encoding="utf-8")
     return ExportReport(
         folder=target,
         model_name=name,
         model_type=decoder.geometry.model_type,
         precision=precision,
+        layers=precisions.kinds(),
+        verification=verification,
         num_parameters=graph.num_parameters,
         num_bytes=sum(file.stat().st_size for file in target.iterdir()),
         seconds=time.perf_counter() - start,
@@ -96,12 +137,19 @@ def export_model(
     )
 
 
-def _check_options(precision: str, max_model_len: int | None, block_size: int) -> None:
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision is {precision!r}; this version exports {', '.join(PRECISIONS)}.")
+def _check_options(max_model_len: int | None, block_size: int, device: str) -> None:
+    if device != "cpu":
+        raise ConfigError(f"device is {device!r}; this version exports for 'cpu' only, a backend for CUDA is to come.")
     for name, value in (("block_size", block_size), ("max_model_len", max_model_len)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}; it must be at least 1.")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"verify_text is {path}, which cannot be read as UTF-8 text: {error}.") from error
 
 
 def _checkpoint_folder(model: str | Path, revision: str | None) -> Path:
@@ -111,10 +159,10 @@ def _checkpoint_folder(model: str | Path, revision: str | None) -> Path:
     return folder
 
 
-def _decoder(checkpoint: Checkpoint) -> Decoder:
+def _decoder(checkpoint: Checkpoint, max_model_len: int | None) -> Decoder:
     path = checkpoint.folder / CONFIG_FILE
     try:
-        return decoder_from_config(checkpoint.config)
+        return decoder_from_config(checkpoint.config, max_model_len=max_model_len, tensor_names=checkpoint.tensors)
     except UnknownArchitectureError as error:
         raise UnsupportedModelError(f"{path}: {error}") from error
     except ArchitectureError as error:
@@ -143,6 +191,22 @@ def _write_model(folder: Path, graph: OnnxGraph, *, progress: bool) -> WeightsFi
     (folder / MODEL_FILE).write_bytes(graph.model.SerializeToString())
     with _bar(graph.plan.num_value_bytes, shown=progress) as on_progress:
         return graph.plan.write(folder, on_progress)
+
+
+def _verify(
+    folder: Path, info: ModelInfo, decoder: Decoder, checkpoint: Checkpoint, text: str | None, *, progress: bool
+) -> "Verification":
+    """Compares the export with a float32 one, which is made for the purpose and removed again."""
+    from export.verify import verify
+
+    reference = folder / "reference"
+    reference.mkdir()
+    producer_version = package_version("nanovllm")
+    graph = build_graph(decoder, checkpoint, max_model_len=info.max_model_len, producer_version=producer_version)
+    _write_model(reference, graph, progress=progress)
+    verification = verify(folder, reference, info, checkpoint.folder, text)
+    shutil.rmtree(reference)
+    return verification
 
 
 @contextmanager

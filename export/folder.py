@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nanovllm.errors import ExportError
-from nanovllm.model_info import MODEL_INFO_FILE
 
 __all__ = ["MODEL_FILE", "new_folder"]
 
@@ -39,7 +38,7 @@ def new_folder(target: Path, *, force: bool) -> Iterator[Path]:
 def _check_replaceable(target: Path, *, force: bool) -> None:
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    if not target.is_dir() or not (target / MODEL_INFO_FILE).is_file():
+    if not target.is_dir() or not (target / MODEL_FILE).is_file():
         raise ExportError(f"{target} exists and is no exported model; it is not replaced. Give another --output.")
     if not force:
         raise ExportError(f"{target} exists already. Give --force to replace it, or another --output.")

@@ -32,6 +32,7 @@ def make_model_info(
     source: str,
     max_model_len: int,
     block_size: int,
+    quantization: Mapping[str, Any] | None = None,
 ) -> ModelInfo:
     """Raises `CheckpointError` where a token id of the configs is not one."""
     generation = checkpoint.generation_config
@@ -51,6 +52,7 @@ def make_model_info(
         max_model_len=max_model_len,
         rope={} if rope is None else {"theta": rope.theta, "dim": rope.dim, "interleaved": rope.interleaved},
         kv_cache=KVCacheInfo(block_size=block_size),
+        quantization=quantization,
         generation_defaults={key: generation[key] for key in _GENERATION_FIELDS if generation.get(key) is not None},
         inputs=graph.inputs,
         outputs=graph.outputs,

@@ -6,9 +6,11 @@ written, and the file with its SHA-256. Holds no more than one slice in memory. 
 
 import hashlib
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +23,16 @@ ALIGNMENT = 4096
 """Every tensor starts at a multiple of this many bytes, a memory page, so that a reader can map it (as ONNX advises for
 external data: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md)."""
 
-Slices = Callable[[], Iterator[npt.NDArray[np.float32]]]
+Slices = Callable[[], Iterator[npt.NDArray[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A float32 tensor in the file: offset and num_bytes in bytes; slices yields its values in row-major order."""
+    """A tensor in the file: offset and num_bytes in bytes; slices yields its values in row-major order, in its dtype or
+    one that is turned into it."""
 
     name: str
+    dtype: np.dtype[Any]
     shape: tuple[int, ...]
     offset: int
     num_bytes: int
@@ -36,18 +40,19 @@ class PlannedTensor:
 
 
 class WeightPlan:
-    """The tensors of one file of weights, in the order in which they were added."""
+    """The tensors of one file of weights. They are written in the order in which they were added."""
 
     def __init__(self, file_name: str) -> None:
         self.file_name = file_name
         self.tensors: dict[str, PlannedTensor] = {}
         self.num_bytes = 0
 
-    def add(self, name: str, shape: tuple[int, ...], slices: Slices) -> str:
+    def add(self, name: str, shape: tuple[int, ...], slices: Slices, dtype: npt.DTypeLike = np.float32) -> str:
         """Plans a tensor and returns its name. A name that is there already is shared, not added again."""
         if name not in self.tensors:
             offset = -(-self.num_bytes // ALIGNMENT) * ALIGNMENT
-            tensor = PlannedTensor(name, shape, offset, 4 * math.prod(shape), slices)
+            dtype = np.dtype(dtype)
+            tensor = PlannedTensor(name, dtype, shape, offset, dtype.itemsize * math.prod(shape), slices)
             self.tensors[name] = tensor
             self.num_bytes = offset + tensor.num_bytes
         return name
@@ -67,10 +72,18 @@ class WeightPlan:
                 digest.update(padding)
                 position = tensor.offset
                 for values in tensor.slices():
-                    data = np.ascontiguousarray(values, "<f4").data.cast("B")
+                    data = _little_endian(values, tensor.dtype)
                     file.write(data)
                     digest.update(data)
                     position += len(data)
                     on_progress(len(data))
                 assert position == tensor.offset + tensor.num_bytes, f"{tensor.name}: wrote another size than planned"
         return WeightsFile(file=self.file_name, num_bytes=position, sha256=digest.hexdigest())
+
+
+def _little_endian(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> memoryview:
+    """The bytes of `values` in `dtype`, row-major."""
+    values = np.ascontiguousarray(values, dtype)
+    if sys.byteorder == "big":
+        values = values.byteswap()
+    return values.reshape(-1).view(np.uint8).data

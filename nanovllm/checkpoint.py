@@ -20,6 +20,7 @@ __all__ = [
     "MODEL_IN_THE_BOX",
     "Checkpoint",
     "Tensor",
+    "read_json_object",
     "resolve_model",
     "weight_files",
 ]
@@ -39,9 +40,9 @@ class Checkpoint:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
-        self.config = _read_json_object(self.folder / CONFIG_FILE)
+        self.config = read_json_object(self.folder / CONFIG_FILE)
         generation = self.folder / GENERATION_CONFIG_FILE
-        self.generation_config = _read_json_object(generation) if generation.exists() else {}
+        self.generation_config = read_json_object(generation) if generation.exists() else {}
         self.tensors = _read_tensors(self.folder)
 
     def tensor(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor:
@@ -82,7 +83,7 @@ def _weight_map(folder: Path) -> Mapping[str, str]:
         return {}
     if not (folder / _INDEX_FILE).is_file():
         raise CheckpointError(_no_weights(folder))
-    weight_map = _read_json_object(folder / _INDEX_FILE).get("weight_map")
+    weight_map = read_json_object(folder / _INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / _INDEX_FILE} has no weight_map. Download or copy the file again.")
     for name, file in weight_map.items():
@@ -103,7 +104,8 @@ def _no_weights(folder: Path) -> str:
     return f"{folder} has neither {_SINGLE_FILE} nor {_INDEX_FILE}. Give a folder that holds a checkpoint."
 
 
-def _read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises `CheckpointError`."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

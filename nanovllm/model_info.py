@@ -52,7 +52,8 @@ class ModelInfo:
 
     The engine reads vocab_size (width of a logits row), eos_token_ids, max_model_len (tokens) and the generation
     defaults; a runner reads the rest. `dtype` is the dtype of the arithmetic, `quantization` the format of the weights
-    (None: not quantized). Fields past `device` describe an exported folder and are empty elsewhere.
+    (None: not quantized), `verification` how an export compares with float32 (None: not measured). Fields past `device`
+    describe an exported folder and are empty elsewhere.
     """
 
     model_name: str
@@ -72,6 +73,7 @@ class ModelInfo:
     rope: Mapping[str, Any] = field(default_factory=dict)
     kv_cache: KVCacheInfo = field(default_factory=KVCacheInfo)
     quantization: Mapping[str, Any] | None = None
+    verification: Mapping[str, Any] | None = None
     generation_defaults: Mapping[str, Any] = field(default_factory=dict)
     inputs: tuple[TensorInfo, ...] = ()
     outputs: tuple[TensorInfo, ...] = ()
@@ -103,6 +105,7 @@ class ModelInfo:
             "rope": dict(self.rope),
             "kv_cache": vars(self.kv_cache),
             "quantization": self.quantization,
+            "verification": self.verification,
             "generation_defaults": dict(self.generation_defaults),
             "inputs": [{"name": t.name, "dtype": t.dtype, "shape": list(t.shape)} for t in self.inputs],
             "outputs": [{"name": t.name, "dtype": t.dtype, "shape": list(t.shape)} for t in self.outputs],
@@ -160,6 +163,7 @@ def _fields(document: dict[str, Any]) -> dict[str, Any]:
         "rope": dict(document.get("rope") or {}),
         "kv_cache": KVCacheInfo(**{key: document["kv_cache"][key] for key in ("layout", "dtype", "block_size")}),
         "quantization": document.get("quantization"),
+        "verification": document.get("verification"),
         "generation_defaults": dict(document.get("generation_defaults") or {}),
         "inputs": _tensors(document.get("inputs", [])),
         "outputs": _tensors(document.get("outputs", [])),

@@ -7,7 +7,8 @@ with the shape that the configuration implies, so that an interpreter can check,
 
 What other families need has its place: rotation of a part of a head is `Rope.dim`, sliding windows and score capping
 are fields of `AttentionSpec`, norms of single heads are `groups`, a learned position table is an `embedding` of
-"positions", multipliers are `scale`, a parallel block is an `add` of two branches.
+"positions", multipliers are `scale`, a parallel block is an `add` of two branches, a weight that the checkpoint keeps
+turned or as a part of a larger one says so in `Weight.stored`.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,19 @@ from typing import Literal, Protocol, TypeVar
 
 from nanovllm.architectures.rope import Rope
 
-__all__ = ["Activation", "AttentionSpec", "Geometry", "Ids", "Linear", "Ops", "Shard", "Weight"]
+__all__ = [
+    "Activation",
+    "AttentionSpec",
+    "GatedMLP",
+    "Geometry",
+    "Ids",
+    "Linear",
+    "Mixture",
+    "Ops",
+    "Shard",
+    "Stored",
+    "Weight",
+]
 
 V = TypeVar("V")
 
@@ -31,11 +44,34 @@ inside an MLP), by input columns (partial sums are added up), or by vocabulary (
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a weight lies in a tensor of the checkpoint that is not the weight itself.
+
+    The tensor has `shape` and is read as a matrix whose rows are all axes but the last (a vector's are its elements),
+    or, where `transposed`, whose rows are the last axis. The weight is the rows of `ranges`, (start, stop) each, one
+    after the other.
+    """
+
+    shape: tuple[int, ...]
+    ranges: tuple[tuple[int, int], ...]
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Weight:
-    """A tensor of the checkpoint and the shape that it must have there."""
+    """A tensor of the checkpoint, by name, and the shape in which it is used.
+
+    stored: how it lies in the tensor of that name; None where it is the whole tensor, in this shape.
+    """
 
     name: str
     shape: tuple[int, ...]
+    stored: Stored | None = None
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape that the tensor must have in the checkpoint."""
+        return self.shape if self.stored is None else self.stored.shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +80,29 @@ class Linear:
 
     weight: Weight
     bias: Weight | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedMLP:
+    """The layers of down(activation(gate(x)) * up(x))."""
+
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """A mixture of experts.
+
+    router: (num_experts, features). normalize: whether the shares of the chosen experts are made to add up to 1.
+    """
+
+    router: Weight
+    experts: tuple[GatedMLP, ...]
+    num_chosen: int
+    normalize: bool
+    activation: Activation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +169,13 @@ class Ops(Protocol[V]):
 
     def gated(self, gate: V, up: V, kind: Activation) -> V:
         """activation(gate) * up: one operation, because device kernels fuse it."""
+
+    def moe(self, x: V, mixture: Mixture) -> V:
+        """For every row the sum of share * expert(row) over the experts that the router chooses for it.
+
+        The shares are softmax(row @ router.T), over all experts. Chosen are the `num_chosen` experts of the largest
+        shares, of equal ones the first; where `normalize`, their shares are divided by the sum of the chosen ones'.
+        """
 
     def add(self, a: V, b: V) -> V:
         """a + b."""

@@ -2,14 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nanovllm.architectures import Activation, AttentionSpec, Decoder, Ids, Linear, Shard, Weight, decoder_from_config
+from nanovllm.architectures import Decoder, Weight, decoder_from_config
 
-__all__ = ["tiny_config", "write_checkpoint"]
+__all__ = ["tiny_config", "weights_of", "write_checkpoint"]
 
 _DTYPE_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -53,7 +54,7 @@ def write_checkpoint(
     config = tiny_config() if config is None else config
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    weights = _weights_of(decoder or decoder_from_config(config))
+    weights = weights_of(decoder or decoder_from_config(config))
     if num_shards == 1:
         _write_safetensors(folder / "model.safetensors", weights, seed, dtype)
         return folder
@@ -68,11 +69,11 @@ def write_checkpoint(
     return folder
 
 
-def _weights_of(decoder: Decoder) -> list[Weight]:
-    """Every weight that the decoder uses, in the order of use."""
-    recorder = _Recorder()
+def weights_of(decoder: Decoder) -> list[Weight]:
+    """Every tensor of the checkpoint that the decoder uses, whole and as it lies there, in the order of use."""
+    recorder: Any = _Recorder()
     decoder.logits(recorder)
-    return list(recorder.weights.values())
+    return [Weight(weight.name, weight.stored_shape) for weight in recorder.weights.values()]
 
 
 def _write_safetensors(path: Path, weights: Sequence[Weight], seed: int, dtype: str) -> None:
@@ -99,38 +100,23 @@ def _write_safetensors(path: Path, weights: Sequence[Weight], seed: int, dtype: 
 
 
 class _Recorder:
-    """`Ops` that computes nothing and notes the weights that are used."""
+    """`Ops` that computes nothing and notes the weights among the arguments of any operation."""
 
     def __init__(self) -> None:
         self.weights: dict[str, Weight] = {}
 
-    def _note(self, *weights: Weight | None) -> None:
-        self.weights.update({weight.name: weight for weight in weights if weight is not None})
+    def __getattr__(self, operation: str) -> Any:
+        def note(*arguments: Any, **options: Any) -> Any:
+            self._note([*arguments, *options.values()])
+            return (None,) * len(arguments[1]) if operation == "linear" else None
 
-    def embedding(self, table: Weight, ids: Ids) -> None:
-        self._note(table)
+        return note
 
-    def linear(self, x: None, layers: Sequence[Linear], *, shard: Shard) -> tuple[None, ...]:
-        for layer in layers:
-            self._note(layer.weight, layer.bias)
-        return (None,) * len(layers)
-
-    def rms_norm(self, x: None, weight: Weight, *, eps: float, offset: float = 0.0, groups: int = 1) -> None:
-        self._note(weight)
-
-    def layer_norm(self, x: None, weight: Weight, bias: Weight | None, *, eps: float) -> None:
-        self._note(weight, bias)
-
-    def attention(self, query: None, key: None, value: None, spec: AttentionSpec) -> None: ...
-
-    def activation(self, x: None, kind: Activation) -> None: ...
-
-    def gated(self, gate: None, up: None, kind: Activation) -> None: ...
-
-    def add(self, a: None, b: None) -> None: ...
-
-    def scale(self, x: None, factor: float) -> None: ...
-
-    def softcap(self, x: None, cap: float) -> None: ...
-
-    def wanted_rows(self, x: None) -> None: ...
+    def _note(self, value: Any) -> None:
+        if isinstance(value, Weight):
+            self.weights[value.name] = value
+        elif isinstance(value, list | tuple):
+            for item in value:
+                self._note(item)
+        elif is_dataclass(value):
+            self._note([getattr(value, field.name) for field in fields(value)])

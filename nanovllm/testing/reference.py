@@ -19,6 +19,7 @@ from nanovllm.architectures import (
     Decoder,
     Ids,
     Linear,
+    Mixture,
     Rope,
     Shard,
     Weight,
@@ -43,19 +44,27 @@ def reference_logits(
 class ReferenceModel:
     """A checkpoint that is computed in numpy, in float32 or float64. Keeps every weight that it has used.
 
-    decoder: what to compute, where it is not what config.json says. Raises `CheckpointError`.
+    decoder: what to compute, where it is not what config.json says. max_model_len: tokens that the model is built for,
+    where that is not the config's; some rope types depend on it. Raises `CheckpointError`.
     """
 
     def __init__(
-        self, model: Checkpoint | Path | str, *, dtype: Float = np.float32, decoder: Decoder | None = None
+        self,
+        model: Checkpoint | Path | str,
+        *,
+        dtype: Float = np.float32,
+        decoder: Decoder | None = None,
+        max_model_len: int | None = None,
     ) -> None:
         self.checkpoint = model if isinstance(model, Checkpoint) else Checkpoint(model)
         self.dtype = dtype
         try:
-            self.decoder = decoder or decoder_from_config(self.checkpoint.config)
+            self.decoder = decoder or decoder_from_config(
+                self.checkpoint.config, max_model_len=max_model_len, tensor_names=self.checkpoint.tensors
+            )
         except ArchitectureError as error:
             raise CheckpointError(f"{self.checkpoint.folder}: {error}") from error
-        self._weights: dict[str, Array] = {}
+        self._weights: dict[Weight, Array] = {}
 
     def logits(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits after every token, float32 (len(token_ids), vocab_size)."""
@@ -72,10 +81,19 @@ class ReferenceModel:
 
     def weight(self, weight: Weight) -> Array:
         """The tensor in this model's dtype. Raises `CheckpointError` where it is missing or of another shape."""
-        if weight.name not in self._weights:
-            tensor = self.checkpoint.tensor(weight.name, weight.shape)
-            self._weights[weight.name] = tensor.read_float32().astype(self.dtype)
-        return self._weights[weight.name]
+        if weight not in self._weights:
+            tensor = self.checkpoint.tensor(weight.name, weight.stored_shape)
+            self._weights[weight] = _take(weight, tensor.read_float32().astype(self.dtype))
+        return self._weights[weight]
+
+
+def _take(weight: Weight, tensor: Array) -> Array:
+    """The weight out of the tensor that holds it; see `Stored`."""
+    if weight.stored is None:
+        return tensor
+    matrix = tensor.reshape(-1, tensor.shape[-1]) if tensor.ndim > 1 else tensor
+    rows = matrix.T if weight.stored.transposed else matrix
+    return np.concatenate([rows[start:stop] for start, stop in weight.stored.ranges])
 
 
 class _NumpyOps:
@@ -120,9 +138,7 @@ class _NumpyOps:
         age = np.arange(num_tokens)[:, None] - np.arange(num_tokens)  # (queries, keys), in tokens
         hidden = age < 0 if spec.window is None else (age < 0) | (age >= spec.window)
         scores = np.where(hidden, -np.inf, scores)
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
-        return np.einsum("hqk,khd->qhd", weights, v).reshape(num_tokens, -1)
+        return np.einsum("hqk,khd->qhd", _softmax(scores), v).reshape(num_tokens, -1)
 
     def activation(self, x: Array, kind: Activation) -> Array:
         if kind == "silu":
@@ -134,6 +150,19 @@ class _NumpyOps:
 
     def gated(self, gate: Array, up: Array, kind: Activation) -> Array:
         return self.activation(gate, kind) * up
+
+    def moe(self, x: Array, mixture: Mixture) -> Array:
+        shares = _softmax(x @ self._model.weight(mixture.router).T)  # (num_tokens, num_experts)
+        chosen = np.argsort(-shares, axis=-1, kind="stable")[:, : mixture.num_chosen]
+        result = np.zeros_like(x)
+        for token, experts in enumerate(chosen):
+            total = shares[token, experts].sum() if mixture.normalize else 1.0
+            for i in experts:
+                layers, row = mixture.experts[i], x[token : token + 1]
+                gate, up = self.linear(row, [layers.gate, layers.up], shard="column")
+                (out,) = self.linear(self.gated(gate, up, mixture.activation), [layers.down], shard="row")
+                result[token] += out[0] * (shares[token, i] / total)
+        return result
 
     def add(self, a: Array, b: Array) -> Array:
         return a + b
@@ -148,11 +177,17 @@ class _NumpyOps:
         return x
 
 
+def _softmax(scores: Array) -> Array:
+    """Over the last axis."""
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
 def _rotate(x: Array, rope: Rope) -> Array:
     """Rotates x, (num_tokens, heads, head_dim), by the positions 0 .. num_tokens - 1; see `Rope`."""
     frequencies = np.array(rope.inverse_frequencies(), np.float32)
     angles = np.arange(len(x), dtype=np.float32)[:, None] * frequencies  # (num_tokens, dim / 2)
-    cos, sin = (f(angles).astype(x.dtype)[:, None, :] for f in (np.cos, np.sin))
+    cos, sin = (f(angles).astype(x.dtype)[:, None, :] * rope.magnitude for f in (np.cos, np.sin))
     half = rope.dim // 2
     first, second = (
         (slice(0, rope.dim, 2), slice(1, rope.dim, 2))

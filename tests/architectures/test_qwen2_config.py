@@ -54,12 +54,13 @@ def test_rope_theta_has_the_default_of_transformers() -> None:
     [
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn'"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "'llama3'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
+        ({"rope_parameters": {"rope_type": "axial"}}, "'axial'"),
+        ({"rope_parameters": {"rope_type": ["default"]}}, "rope type"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention"),
         ({"rope_scaling": "linear"}, "rope_scaling"),
         ({"partial_rotary_factor": 0.3}, "partial_rotary_factor"),
-        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"hidden_act": "relu"}, "hidden_act"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"hidden_size": "48"}, "hidden_size"),
         ({"hidden_size": True}, "hidden_size"),
@@ -77,12 +78,20 @@ def test_what_is_not_supported_or_wrong_is_refused_by_name(changes: dict[str, An
         decoder_from_config(tiny_config(**changes))
 
 
+def test_windows_that_are_switched_on_begin_at_max_window_layers() -> None:
+    on = tiny_config(use_sliding_window=True, sliding_window=9, max_window_layers=1)
+    off = tiny_config(use_sliding_window=True, sliding_window=None, max_window_layers=1)
+    by_type = {**on, "layer_types": ["full_attention", "sliding_attention"], "max_window_layers": 0}
+    assert decoder_from_config(on) == decoder_from_config(by_type)
+    assert decoder_from_config(on) != decoder_from_config(off) == decoder_from_config(tiny_config())
+
+
 def test_windows_that_are_switched_off_are_no_reason_to_refuse() -> None:
     config = tiny_config(use_sliding_window=False, sliding_window=32768, max_window_layers=2)
     assert decoder_from_config(config).geometry.num_layers == 2
 
 
-@pytest.mark.parametrize("model_type", ["llama", "ops", None, ["qwen2"]])
+@pytest.mark.parametrize("model_type", ["bloom", "ops", None, ["qwen2"]])
 def test_an_unknown_model_type_lists_the_known_ones(model_type: Any) -> None:
     with pytest.raises(UnknownArchitectureError, match="supported: qwen2"):
         decoder_from_config(tiny_config(model_type=model_type))

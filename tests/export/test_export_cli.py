@@ -44,7 +44,7 @@ def test_progress_goes_to_stderr_in_bytes(checkpoint: Path, capsys: pytest.Captu
     ("arguments", "said"),
     [
         (["--model", "/no/such/folder"], "neither an existing folder nor a hub id"),
-        (["--model", "{checkpoint}", "--precision", "int8"], "this version exports fp32"),
+        (["--model", "{checkpoint}", "--precision", "int5"], "this version exports fp32, fp16"),
         (["--model", "{checkpoint}", "--max-length", "100000"], "at most 256 tokens"),
         (["--model", "{checkpoint}", "--output", "{checkpoint}"], "is no exported model"),
     ],

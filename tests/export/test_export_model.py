@@ -215,8 +215,8 @@ def test_options_out_of_range_are_refused_before_anything_is_written(
 
 
 def test_what_cannot_be_exported_is_refused_with_the_reason(tmp_path: Path, checkpoint: Path) -> None:
-    rewrite_config(checkpoint, model_type="llama")
-    with pytest.raises(UnsupportedModelError, match="model_type 'llama' is not supported; supported: qwen2"):
+    rewrite_config(checkpoint, model_type="mamba")
+    with pytest.raises(UnsupportedModelError, match="model_type 'mamba' is not supported; supported: qwen2"):
         export(checkpoint)
     rewrite_config(checkpoint, use_sliding_window=True)
     with pytest.raises(CheckpointError, match=r"config.json: use_sliding_window"):
