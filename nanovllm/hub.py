@@ -5,6 +5,7 @@ what lies in the folder.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from nanovllm.errors import ModelNotFoundError
@@ -16,6 +17,7 @@ MODEL_IN_THE_BOX = "tiny-chat"
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
 _WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.onnx", "*.onnx.data")
 _UNWANTED_FILES = ("*/*", "consolidated*")  # subfolders and second copies of the weights in other formats
+_ONNX_FILES = ("onnx/model.onnx", "onnx/model.onnx_data*")  # the layout of onnx-community, of many precisions the first
 
 
 def resolve_model(name: str, revision: str | None = None) -> Path:
@@ -50,13 +52,19 @@ def _model_in_the_box() -> Path:
 
 
 def _download(name: str, revision: str | None) -> Path:
+    """The snapshot of a hub id: what lies at its top, and where no weights do, the ONNX model in its subfolder."""
+    folder = _snapshot(name, revision, _WANTED_FILES, _UNWANTED_FILES)
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.onnx")):
+        folder = _snapshot(name, revision, _ONNX_FILES, ())
+    return folder
+
+
+def _snapshot(name: str, revision: str | None, wanted: Sequence[str], unwanted: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        folder = snapshot_download(
-            name, revision=revision, allow_patterns=list(_WANTED_FILES), ignore_patterns=list(_UNWANTED_FILES)
-        )
+        folder = snapshot_download(name, revision=revision, allow_patterns=list(wanted), ignore_patterns=list(unwanted))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         where = f"{name!r}" if revision is None else f"{name!r} at revision {revision!r}"
         raise ModelNotFoundError(

@@ -12,9 +12,11 @@ __all__ = ["OrtOptions"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrtOptions:
-    """intra_op_spinning: whether idle compute threads wait actively for a while: quicker steps, more CPU time."""
+    """intra_op_spinning: whether idle compute threads wait actively for a while: quicker steps, more CPU time.
+    model_file: name of the ONNX file to run, in a folder that another tool exported, where it holds several."""
 
     intra_op_spinning: bool = True
+    model_file: str | None = None
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "OrtOptions":
@@ -25,6 +27,7 @@ class OrtOptions:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
                 raise ConfigError(f"unknown option {key!r} of backend 'onnxruntime'. {hint}")
-            if not isinstance(value, bool):
-                raise ConfigError(f"option {key!r} of backend 'onnxruntime' is {value!r}; it must be True or False.")
+            kind, said = (str, "a file's name") if key == "model_file" else (bool, "True or False")
+            if not isinstance(value, kind):
+                raise ConfigError(f"option {key!r} of backend 'onnxruntime' is {value!r}; it must be {said}.")
         return cls(**options)

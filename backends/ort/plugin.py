@@ -1,4 +1,4 @@
-"""The plugin "onnxruntime": serves exported folders, and checkpoints by exporting them on first use.
+"""The plugin "onnxruntime": serves exported folders, ours and other tools', and checkpoints by exporting them first.
 
 Importing this module loads neither onnxruntime nor the exporter; the factory does.
 """
@@ -7,13 +7,18 @@ import json
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nanovllm.architectures import SUPPORTED_MODEL_TYPES
 from nanovllm.checkpoint import CONFIG_FILE, weight_files
 from nanovllm.config import EngineConfig
-from nanovllm.errors import CheckpointError, ModelError
+from nanovllm.errors import CheckpointError, ConfigError, ModelError
 from nanovllm.model_info import MODEL_INFO_FILE, ModelInfo
 from nanovllm.plugins import ModelRunner, ModelRunnerPlugin, ModelSource, Verdict, hookimpl
+
+if TYPE_CHECKING:
+    from backends.ort.dense_folder import DenseFolder
+    from backends.ort.options import OrtOptions
 
 __all__ = ["nanovllm_model_runners"]
 
@@ -31,6 +36,12 @@ def _can_load(source: ModelSource) -> Verdict:
         return Verdict(False, "onnxruntime is not installed: pip install 'nanovllm[cpu]'")
     if _is_export(folder):
         return Verdict(True, "an exported model")
+    try:
+        dense = _dense_folder(folder)
+    except ModelError as error:
+        return Verdict(False, str(error))
+    if dense is not None:
+        return Verdict(True, f"a decoder as {dense.layout} lays it out, {dense.graph.relative_to(folder)}")
     return _can_export(folder)
 
 
@@ -38,6 +49,17 @@ def _is_export(folder: Path) -> bool:
     from backends.ort.session import MODEL_FILE
 
     return (folder / MODEL_INFO_FILE).is_file() and (folder / MODEL_FILE).is_file()
+
+
+def _dense_folder(folder: Path, model_file: str | None = None) -> "DenseFolder | None":
+    """A decoder that another tool exported. A subfolder onnx/ beside a checkpoint that we can export ourselves is taken
+    only where the user names a file of it: our own graph has a paged cache."""
+    from backends.ort.dense_folder import find_dense_folder
+
+    dense = find_dense_folder(folder, model_file)
+    if dense is not None and dense.graph.parent != folder and model_file is None and _can_export(folder).loadable:
+        return None
+    return dense
 
 
 def _can_export(folder: Path) -> Verdict:
@@ -59,16 +81,42 @@ def _can_export(folder: Path) -> Verdict:
 
 
 def _make_runner(source: ModelSource, config: EngineConfig) -> ModelRunner:
-    from backends.ort.export_cache import exported
     from backends.ort.options import OrtOptions
-    from backends.ort.runner import PagedRunner
-    from backends.ort.session import open_session
     from nanovllm.resources import num_physical_cores
 
     options = OrtOptions.from_options(config.backend_options)
-    if source.folder is None:
+    num_threads = config.num_threads or num_physical_cores()
+    folder = source.folder
+    if folder is None:
         raise ModelError(f"backend 'onnxruntime' needs a model folder; {source.name!r} is none.")
-    folder = source.folder if _is_export(source.folder) else exported(source.folder)
+    dense = None if _is_export(folder) else _dense_folder(folder, options.model_file)
+    if dense is not None:
+        return _make_dense_runner(dense, num_threads, options)
+    if options.model_file is not None:
+        raise ConfigError(
+            f"option 'model_file' picks one of several ONNX files that another tool exported; {folder} is no such "
+            "folder. Leave it out."
+        )
+    return _make_paged_runner(folder, num_threads, options)
+
+
+def _make_paged_runner(folder: Path, num_threads: int, options: "OrtOptions") -> ModelRunner:
+    from backends.ort.export_cache import exported
+    from backends.ort.runner import PagedRunner
+    from backends.ort.session import open_session
+
+    if not _is_export(folder):
+        folder = exported(folder)
     info = ModelInfo.load(folder)
-    session = open_session(folder, info, num_threads=config.num_threads or num_physical_cores(), options=options)
-    return PagedRunner(session, info)
+    return PagedRunner(open_session(folder, info, num_threads=num_threads, options=options), info)
+
+
+def _make_dense_runner(dense: "DenseFolder", num_threads: int, options: "OrtOptions") -> ModelRunner:
+    from backends.ort.dense_graph import DenseGraph
+    from backends.ort.dense_runner import DenseRunner
+    from backends.ort.session import open_graph
+
+    facts = dense.read_facts()
+    session = open_graph(dense.graph, num_threads=num_threads, options=options)
+    graph = DenseGraph(dense.graph, session, facts)
+    return DenseRunner(graph, graph.model_info(dense.folder.resolve().name, facts))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from nanovllm.checkpoint import resolve_model
+from nanovllm.checkpoint import MODEL_IN_THE_BOX, resolve_model
 from nanovllm.config import EngineConfig
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.engine import LLMEngine
@@ -49,7 +49,7 @@ def build_engine(config: EngineConfig, plugins: PluginManager | None = None) -> 
     tokenizer, tokenizer_folder = _load_tokenizer(config, plugins, source, plugin)
     runner = _make("backend", plugin.name, source, lambda: plugin.factory(source, config))
     try:
-        engine = assemble_engine(runner, tokenizer, config, plugin.kv)
+        engine = assemble_engine(runner, tokenizer, config, runner.kv or plugin.kv)
     except BaseException:
         runner.close()
         raise
@@ -124,10 +124,10 @@ def _max_model_len(config: EngineConfig, longest: int) -> int:
 
 def _resolve(config: EngineConfig, plugins: PluginManager) -> ModelSource:
     """The model's folder; a backend that was named and needs none takes any name."""
-    folder = Path(config.model)
     named = plugins.named_model_runner(config.backend)
-    if named is not None and not named.needs_folder:
-        return ModelSource(config.model, folder if folder.is_dir() else None)
+    is_local = config.model == MODEL_IN_THE_BOX or Path(config.model).is_dir()
+    if named is not None and not named.needs_folder and not is_local:
+        return ModelSource(config.model, None)
     return ModelSource(config.model, resolve_model(config.model, config.revision))
 
 

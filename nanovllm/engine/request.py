@@ -11,7 +11,16 @@ __all__ = ["Request"]
 class Request:
     """One request inside the engine."""
 
-    __slots__ = ("_num_seen", "_num_taken", "detokenizer", "output_kind", "prompt", "request_id", "seq")
+    __slots__ = (
+        "_num_seen",
+        "_num_taken",
+        "_prompt_token_ids",
+        "detokenizer",
+        "output_kind",
+        "prompt",
+        "request_id",
+        "seq",
+    )
 
     def __init__(self, request_id: str, prompt: str | None, seq: Sequence, detokenizer: Detokenizer) -> None:
         self.request_id = request_id
@@ -19,6 +28,7 @@ class Request:
         self.seq = seq
         self.detokenizer = detokenizer
         self.output_kind = seq.sampling_params.output_kind
+        self._prompt_token_ids = seq.prompt_token_ids  # one list for all outputs
         self._num_seen = seq.num_tokens  # tokens that have been detokenized
         self._num_taken = seq.num_tokens  # tokens that a delta has carried
 
@@ -57,7 +67,7 @@ class Request:
         return RequestOutput(
             request_id=self.request_id,
             prompt=self.prompt,
-            prompt_token_ids=seq.prompt_token_ids,
+            prompt_token_ids=self._prompt_token_ids,
             outputs=[CompletionOutput(0, text, token_ids, seq.finish_reason, seq.stop_reason)],
             finished=seq.finish_reason is not None,
             num_cached_tokens=seq.num_cached_tokens or 0,

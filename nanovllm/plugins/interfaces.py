@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,12 @@ from nanovllm.batch import Batch, StepOutput
 from nanovllm.model_info import ModelInfo
 from nanovllm.sampler import sample
 
-__all__ = ["LogitsModelRunner", "ModelRunner", "PendingStep", "Tokenizer"]
+__all__ = ["KVMode", "LogitsModelRunner", "ModelRunner", "PendingStep", "Tokenizer"]
+
+KVMode = Literal["paged", "per_sequence", "unshared"]
+"""paged: a pool of blocks. per_sequence: dense state per sequence, seen as one block of max_model_len tokens each.
+unshared: dense state per sequence that grows with it, kept by seq_id; blocks count its memory, so that sequences wait
+or are preempted where it runs out, but no block is shared and the runner does not read `block_tables`."""
 
 
 class PendingStep(Protocol):
@@ -42,6 +47,8 @@ class ModelRunner(ABC):
 
     model_info: ModelInfo
     preferred_block_size: int = 32  # tokens
+    kv: KVMode | None = None
+    """How it keeps the KV cache, where that is not what its plugin's record says: a plugin may have several runners."""
 
     @abstractmethod
     def kv_bytes_per_block(self, block_size: int) -> int:

@@ -3,15 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from nanovllm.config import EngineConfig
-from nanovllm.plugins.interfaces import ModelRunner, Tokenizer
+from nanovllm.plugins.interfaces import KVMode, ModelRunner, Tokenizer
 
 __all__ = ["KVMode", "ModelRunnerPlugin", "ModelSource", "TokenizerPlugin", "Verdict"]
-
-KVMode = Literal["paged", "per_sequence"]
-"""paged: a pool of blocks. per_sequence: dense state per sequence, seen as one block of max_model_len tokens each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,19 +70,24 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             elif path.startswith(f"/api/models/{hub.repository}/tree/"):
                 self._send(200, json.dumps(self._tree()).encode(), {})
             elif path.startswith(f"/{hub.repository}/resolve/{COMMIT}/"):
-                self._send_file(hub.folder / path.rsplit("/", 1)[1])
+                self._send_file(hub.folder / path.removeprefix(f"/{hub.repository}/resolve/{COMMIT}/"))
             else:
                 self._send(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
 
         def _description(self) -> dict[str, object]:
-            siblings = [{"rfilename": file.name} for file in sorted(hub.folder.iterdir())]
+            siblings = [{"rfilename": name} for name in self._names()]
             return {"id": hub.repository, "modelId": hub.repository, "sha": COMMIT, "siblings": siblings}
 
         def _tree(self) -> list[dict[str, object]]:
+            files = {name: (hub.folder / name).read_bytes() for name in self._names()}
             return [
-                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": _etag(file.read_bytes())}
-                for file in sorted(hub.folder.iterdir())
+                {"type": "file", "path": name, "size": len(data), "oid": _etag(data)} for name, data in files.items()
             ]
+
+        def _names(self) -> list[str]:
+            """Paths in the repository, with slashes."""
+            files = sorted(path for path in hub.folder.rglob("*") if path.is_file())
+            return [file.relative_to(hub.folder).as_posix() for file in files]
 
         def _send_file(self, file: Path) -> None:
             if not file.is_file():

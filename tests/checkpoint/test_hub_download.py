@@ -82,3 +82,18 @@ def test_an_id_that_the_hub_does_not_know_is_one_clear_error(checkpoint: Path, t
     assert "'someone/tiny-chatt'" in result.stderr
     assert "Check the name" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_onnx_model_in_a_subfolder_is_fetched_where_there_are_no_weights_at_the_top(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    (repository / "onnx").mkdir(parents=True)
+    (repository / "config.json").write_text("{}")
+    for name in ("model.onnx", "model.onnx_data", "model_q4.onnx"):
+        (repository / "onnx" / name).write_bytes(name.encode())
+    with hub_server(MODEL, repository) as hub:
+        program = f"from nanovllm.checkpoint import resolve_model; print(resolve_model({MODEL!r}), end='')"
+        (tmp_path / "resolve_it.py").write_text(program)
+        result = run(hub, tmp_path, "resolve_it")
+    assert result.returncode == 0, result.stderr
+    found = sorted(p.name for p in Path(result.stdout).rglob("*") if p.is_file())
+    assert found == ["config.json", "model.onnx", "model.onnx_data"]
