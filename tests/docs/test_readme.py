@@ -38,8 +38,8 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def commands() -> list[str]:
-    (block,) = blocks("console")
-    return [line[2:] for line in block.splitlines() if line.startswith("$ ")]
+    lines = [line for block in blocks("console") for line in block.splitlines()]
+    return [line[2:] for line in lines if line.startswith("$ ")]
 
 
 def test_the_commands_run(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_the_commands_run(tmp_path: Path) -> None:
         "NANOVLLM_CACHE": str(tmp_path / "cache"),
         "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
     }
-    assert len(commands()) == 7
+    assert len(commands()) == 9
     for command in commands():
         run = subprocess.run(
             shlex.split(command, comments=True),
@@ -67,7 +67,7 @@ def test_the_commands_run(tmp_path: Path) -> None:
     assert (tmp_path / "models" / "tiny-chat-onnx" / "model_info.json").is_file()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md", "docs/writing_a_backend.md"])
+@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))])
 def test_the_files_that_it_names_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     links = [(ROOT / page).parent / link for link in re.findall(r"\]\(([^)#:]+)\)", text)]
