@@ -74,7 +74,11 @@ def _can_export(folder: Path) -> Verdict:
         return Verdict(False, str(error))
     if model_type not in SUPPORTED_MODEL_TYPES:
         supported = ", ".join(SUPPORTED_MODEL_TYPES)
-        return Verdict(False, f"model_type {model_type!r} cannot be exported; supported: {supported}")
+        return Verdict(
+            False,
+            f"model_type {model_type!r} cannot be exported; supported: {supported}. Another may be exported with "
+            "`python -m export --exporter optimum`",
+        )
     if find_spec("onnx") is None:
         return Verdict(False, "onnx is not installed, which exporting needs: pip install 'nanovllm[cpu]'")
     return Verdict(True, f"a {model_type} checkpoint, exported on first use")
