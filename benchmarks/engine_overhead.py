@@ -59,9 +59,9 @@ def _time_parts(seconds: Seconds) -> None:
 
         return wrapper
 
-    Scheduler.schedule = timed("schedule", Scheduler.schedule)  # type: ignore[method-assign]
-    Scheduler.update = timed("update", Scheduler.update)  # type: ignore[method-assign]
-    LLMEngine._execute = timed("runner", LLMEngine._execute)  # type: ignore[method-assign]
+    Scheduler.schedule = timed("schedule", Scheduler.schedule)
+    Scheduler.update = timed("update", Scheduler.update)
+    LLMEngine._execute = timed("runner", LLMEngine._execute)
     engine_module.build_batch = timed("batch", engine_module.build_batch)
 
 

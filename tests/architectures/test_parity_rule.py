@@ -31,7 +31,7 @@ def test_a_reference_function_is_asked_for_prompt_and_tokens() -> None:
     asked: list[list[int]] = []
 
     def reference(token_ids: object) -> npt.NDArray[np.float32]:
-        asked.append(list(token_ids))  # type: ignore[call-overload]
+        asked.append(list(token_ids))
         return np.concatenate([np.zeros((2, 3), np.float32), CLEAR, np.zeros((1, 3), np.float32)])
 
     assert_same_tokens(reference, PROMPT, [1, 0, 2, 1])

@@ -24,7 +24,7 @@ def nanovllm(*arguments: str, **options: str | Path) -> "subprocess.CompletedPro
         encoding="utf-8",
         timeout=60,
         check=False,
-        **options,  # type: ignore[call-overload]
+        **options,
     )
 
 
@@ -115,10 +115,10 @@ def test_plugins_names_a_broken_one_and_says_why(tmp_path: Path) -> None:
     (info / "entry_points.txt").write_text("[nanovllm]\nbad = bad_plugin_module\n")
     (tmp_path / "bad_plugin_module.py").write_text("raise RuntimeError('out of order')\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    run = nanovllm("plugins", env=environment)  # type: ignore[arg-type]
+    run = nanovllm("plugins", env=environment)
     assert run.returncode == 2
     assert "bad of bad-plugin 1.0: RuntimeError: out of order" in run.stdout
-    assert nanovllm("generate", *MOCK, "hello", env=environment).returncode == 0  # type: ignore[arg-type]
+    assert nanovllm("generate", *MOCK, "hello", env=environment).returncode == 0
 
 
 def test_an_export_file_in_the_working_folder_is_not_run(tmp_path: Path) -> None:

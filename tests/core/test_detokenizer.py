@@ -89,7 +89,7 @@ class Shown:
 
 def show(tokenizer: Tokenizer, token_ids: Seq[int], prompt: Seq[int] = (), **options: object) -> Shown:
     """Feeds the tokens one by one and ends the text, as the engine does."""
-    detokenizer = DetokenizerFactory(tokenizer).make(SamplingParams(**options), prompt)  # type: ignore[arg-type]
+    detokenizer = DetokenizerFactory(tokenizer).make(SamplingParams(**options), prompt)
     growth, deltas, stop, num_tokens = [], [], None, 0
     for token_id in token_ids:
         num_tokens += 1

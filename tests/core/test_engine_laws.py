@@ -181,7 +181,7 @@ def test_closing_a_stream_frees_its_blocks_at_once(make_llm: MakeLLM) -> None:
     stream = llm.stream([[1, 2, 3], [4, 5, 6]], GREEDY)
     next(stream)
     assert llm.stats().num_running == 2
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     stats = llm.stats()
     assert (stats.num_running, stats.num_waiting, stats.num_free_kv_blocks) == (0, 0, stats.num_kv_blocks)
     assert token_ids_of(llm.generate([7, 8], GREEDY)) == [predicted([7, 8])]
@@ -438,7 +438,7 @@ def test_a_runner_with_state_per_sequence_gets_every_token_once_and_is_told_what
     assert runner.max_states <= 3
     stream = llm.stream([1, 2], GREEDY)
     next(stream)
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert token_ids_of(llm.generate([3, 4], GREEDY)) == [predicted([3, 4])]
     assert len(runner.states) == 1  # only the last one, which the next step will report
 

@@ -273,7 +273,7 @@ def test_a_chat_template_renders_as_transformers_renders_it(
 
 def test_most_of_these_templates_do_render() -> None:
     rendered = [
-        outcome(lambda t=template, m=messages: ChatTemplate(t, SPECIAL_TOKENS).render(m, tools=TOOLS))  # type: ignore[misc]
+        outcome(lambda t=template, m=messages: ChatTemplate(t, SPECIAL_TOKENS).render(m, tools=TOOLS))
         for template in TEMPLATES.values()
         for messages in CONVERSATIONS.values()
     ]
@@ -314,7 +314,7 @@ def test_a_template_cannot_reach_python() -> None:
 @pytest.mark.parametrize("name", ["n", "best_of", "logit_bias", "stop_words", "temprature", "logprobs", "bad_words"])
 def test_a_sampling_parameter_that_is_not_honoured_is_refused_by_name(name: str) -> None:
     with pytest.raises(TypeError, match=name):
-        SamplingParams(**{name: 1})  # type: ignore[arg-type]
+        SamplingParams(**{name: 1})
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_an_engine_option_that_does_not_exist_is_refused_with_the_nearest_one(na
     with pytest.raises(ConfigError, match=name):
         EngineConfig.from_options({name: 1})
     with pytest.raises(TypeError, match=name):
-        EngineConfig(**{name: 1})  # type: ignore[arg-type]
+        EngineConfig(**{name: 1})
 
 
 def test_a_configuration_is_never_changed_afterwards() -> None:

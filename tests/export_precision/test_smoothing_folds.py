@@ -77,7 +77,7 @@ class Folded:
             original(weight)
             return np.concatenate(list(self.smoothing.slices(weight, 1000)))
 
-        model.weight = folded  # type: ignore[method-assign]
+        model.weight = folded
         return model
 
 
