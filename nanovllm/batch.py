@@ -12,19 +12,84 @@ A `Batch` and its arrays belong to the engine and are valid until the step's out
 must not write to them. Knows nothing about scheduling or sampling rules.
 """
 
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SAMPLING_ROW", "Batch", "SamplingBatch", "StepOutput"]
+__all__ = [
+    "SAMPLING_ROW",
+    "Batch",
+    "LogitsEdits",
+    "LogitsProcessor",
+    "Penalties",
+    "RowLogprobs",
+    "SamplingBatch",
+    "StepOutput",
+    "TokenMask",
+]
 
+Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
+UInt32Array = npt.NDArray[np.uint32]
 
 SAMPLING_ROW = np.dtype([("temperature", "<f4"), ("top_k", "<i4"), ("top_p", "<f4"), ("min_p", "<f4"), ("seed", "<u8")])
 """How one wanted row is sampled. temperature 0 = greedy; top_k 0, top_p 1 and min_p 0 = off."""
+
+LogitsProcessor = Callable[[list[int], Float32Array], Float32Array]
+"""A user's own edit: (token ids generated so far, logits (vocab_size,)) -> logits (vocab_size,).
+
+It may change the logits that it is given and return them. It is called once for every token that is sampled (again for
+a drafted token), in the engine's thread, and must depend on its arguments alone."""
+
+
+class TokenMask(Protocol):
+    """Which tokens are allowed, known by the time the logits are: `result()` waits where it is still being computed.
+
+    result: uint32 (ceil(vocab_size / 32),); bit i % 32 of word i // 32 is set where token i is allowed. Not to be
+    written to. Bits past the vocabulary are clear. May be called more than once.
+    """
+
+    def result(self) -> UInt32Array: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Penalties:
+    """Penalties on tokens that a sequence has already seen; vLLM's, and the first Hugging Face's.
+
+    token_ids: int64 (num_seen,), the distinct tokens of prompt and output. counts: int32 (num_seen,), how often each
+    stands in the output: 0 for those of the prompt alone. For each of them, with logit x and count c:
+
+        x = x / repetition if x > 0 else x * repetition
+        x = x - frequency * c - (presence if c > 0 else 0)
+    """
+
+    token_ids: Int64Array
+    counts: Int32Array
+    repetition: float
+    frequency: float
+    presence: float
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsEdits:
+    """What is done to the logits of one row before it is sampled, in the order of the fields (vLLM's order).
+
+    allowed: every other token gets -inf. banned: int64 (n,), these get -inf, unless no token would be left.
+    bias_ids, bias: int64 (m,) and float32 (m,), added. processors: called last, with output_token_ids.
+    """
+
+    allowed: TokenMask | None = None
+    banned: Int64Array | None = None
+    bias_ids: Int64Array | None = None
+    bias: Float32Array | None = None
+    penalties: Penalties | None = None
+    processors: tuple[LogitsProcessor, ...] = ()
+    output_token_ids: Seq[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +99,18 @@ class SamplingBatch:
     rows: structured array of dtype SAMPLING_ROW, shape (num_logits,).
     positions: int64 (num_logits,), the position that the sampled token will take in its sequence; with the seed
     it determines the uniform random number of the row.
+    edits: by row; rows without edits are absent.
+    num_logprobs: int32 (num_logits,): how many of the likeliest tokens' log-probabilities a row wants beside its own
+    token's, -1 = not even that. None: no row wants any.
+    targets: int64 (num_logits,): -1 for a row that is sampled; else the row is not sampled, only the log-probability of
+    this token (the next one of a prompt) is wanted. None: every row is sampled.
     """
 
     rows: npt.NDArray[np.void]
     positions: Int64Array
+    edits: Mapping[int, LogitsEdits] = field(default_factory=dict)
+    num_logprobs: Int32Array | None = None
+    targets: Int64Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +156,26 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class RowLogprobs:
+    """Log-probabilities of one row, natural logarithms of the model's own distribution: before edits and temperature.
+
+    token_ids: int64 (k + 1,), logprobs: float32 (k + 1,): first the row's own token (sampled, or the target), then the k
+    likeliest, descending, the lower id first where two are equal. rank: of the own token among all, 1 = the likeliest.
+    """
+
+    token_ids: Int64Array
+    logprobs: Float32Array
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What a step sampled: one list of token ids per sequence, in the batch's order; empty where no row was wanted."""
+    """What a step sampled.
+
+    token_ids: one list per sequence, in the batch's order: a token for each of its sampled rows, so empty where none
+    was wanted. A runner may add further tokens that it has proven by itself where one row was wanted.
+    logprobs: one entry per row, None where `num_logprobs` is -1; or None where no row wanted any.
+    """
 
     token_ids: Seq[Seq[int]]
+    logprobs: Seq[RowLogprobs | None] | None = None
