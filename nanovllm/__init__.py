@@ -1,6 +1,7 @@
 """nanovllm: a small LLM inference engine with pluggable backends."""
 
-from nanovllm.config import EngineConfig
+from nanovllm.async_llm import AsyncLLM
+from nanovllm.config import EngineConfig, SpeculativeConfig
 from nanovllm.errors import (
     BackendError,
     ChatTemplateError,
@@ -20,13 +21,23 @@ from nanovllm.errors import (
     UnsupportedModelError,
 )
 from nanovllm.llm import LLM
-from nanovllm.outputs import CompletionOutput, EngineStats, FinishReason, RequestOutput
+from nanovllm.outputs import (
+    CompletionOutput,
+    EngineStats,
+    FinishReason,
+    Logprob,
+    RequestMetrics,
+    RequestOutput,
+    TokenLogprobs,
+)
 from nanovllm.sampling_params import RequestOutputKind, SamplingParams
+from nanovllm.structured_outputs import StructuredOutputsParams
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "BackendError",
     "ChatTemplateError",
     "CheckpointError",
@@ -37,6 +48,7 @@ __all__ = [
     "ExportError",
     "FinishReason",
     "KVCacheError",
+    "Logprob",
     "ModelError",
     "ModelInfoError",
     "ModelNotFoundError",
@@ -45,10 +57,14 @@ __all__ = [
     "PluginNotFoundError",
     "PromptError",
     "RequestError",
+    "RequestMetrics",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
     "SamplingParamsError",
+    "SpeculativeConfig",
+    "StructuredOutputsParams",
+    "TokenLogprobs",
     "UnsupportedModelError",
     "__version__",
 ]

@@ -160,7 +160,7 @@ class RowLogprobs:
     """Log-probabilities of one row, natural logarithms of the model's own distribution: before edits and temperature.
 
     token_ids: int64 (k + 1,), logprobs: float32 (k + 1,): first the row's own token (sampled, or the target), then the
-    k likeliest, descending, the lower id first where two are equal. rank: of the own token among all, 1 = the likeliest.
+    k likeliest, descending, the lower id first where two are equal. rank: of the own token among all, 1 = likeliest.
     """
 
     token_ids: Int64Array

@@ -11,9 +11,49 @@ from typing import Any, Literal
 
 from nanovllm.errors import ConfigError
 
-__all__ = ["EngineConfig", "SchedulingPolicy"]
+__all__ = ["EngineConfig", "GenerationConfig", "SchedulingPolicy", "SpeculativeConfig"]
 
 SchedulingPolicy = Literal["fcfs", "priority"]
+GenerationConfig = Literal["auto", "none"]
+_DEFAULT_MAX_NUM_LOGITS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeculativeConfig:
+    """Speculation by prompt lookup; the names are vLLM's where it has them.
+
+    method: "ngram". num_speculative_tokens: drafts of a sequence in one step. prompt_lookup_max, prompt_lookup_min:
+    longest and shortest end of the text, in tokens, that is looked for in what stands before it. max_num_seqs: no
+    drafts while more sequences run. min_acceptance_rate: a sequence pauses when a smaller share of its drafts came
+    true.
+    """
+
+    method: str = "ngram"
+    num_speculative_tokens: int = 5
+    prompt_lookup_max: int = 4
+    prompt_lookup_min: int = 2
+    max_num_seqs: int = 4
+    min_acceptance_rate: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.method != "ngram":
+            raise ConfigError(f"the speculative method is {self.method!r}; the only one is 'ngram'.")
+        for name in ("num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min", "max_num_seqs"):
+            _check_count(f"speculative_config: {name}", getattr(self, name))
+        if self.prompt_lookup_min > self.prompt_lookup_max:
+            raise ConfigError(
+                f"prompt_lookup_min is {self.prompt_lookup_min} and prompt_lookup_max {self.prompt_lookup_max}; the "
+                "first must not be the larger."
+            )
+        rate = self.min_acceptance_rate
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+            raise ConfigError(f"min_acceptance_rate is {rate!r}; it must be a number from 0 to 1.")
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "SpeculativeConfig":
+        """As the constructor, but an unknown key raises `ConfigError` with the nearest known one."""
+        _check_keys("speculative_config has the unknown option", options, cls)
+        return cls(**options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +68,12 @@ class EngineConfig:
     max_num_seqs: sequences that run at once. max_num_batched_tokens: token budget of one step.
     block_size: tokens of a KV block. num_kv_blocks: blocks of the pool; default what kv_cache_memory_bytes holds,
     which defaults to half of the free memory, and to no more than max_num_seqs full sequences can use.
+    max_num_logits: rows of logits of one step, which bounds their memory where prompt_logprobs or drafts want many;
+    default 256, or twice max_num_seqs where that is more.
     enable_prefix_caching, enable_chunked_prefill, scheduling_policy ("fcfs" or "priority"): as vLLM's.
+    priority_aging_steps: steps of waiting that are worth one level of priority, so that nothing starves.
+    speculative_config: guesses at the next tokens, verified at once; `from_options` takes a mapping; None = none.
+    generation_config: "auto" takes sampling defaults from the model, "none" does not; as vLLM's "auto" and "vllm".
     seed: seed of requests that carry none. num_threads: compute threads; default the physical cores at hand.
     backend_options: passed to the backend, which refuses keys that it does not know.
     """
@@ -47,14 +92,18 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     scheduling_policy: SchedulingPolicy = "fcfs"
+    priority_aging_steps: int = 1000
+    max_num_logits: int | None = None
+    speculative_config: SpeculativeConfig | None = None
+    generation_config: GenerationConfig = "auto"
     seed: int = 0
     num_threads: int | None = None
     backend_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens"):
+        for name in ("max_num_seqs", "max_num_batched_tokens", "priority_aging_steps"):
             _check_count(name, getattr(self, name))
-        for name in ("max_model_len", "block_size", "num_kv_blocks", "kv_cache_memory_bytes", "num_threads"):
+        for name in _OPTIONAL_COUNTS:
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         for name in ("tokenizer", "backend", "tokenizer_backend", "revision"):
@@ -69,6 +118,18 @@ class EngineConfig:
         for name in self.backend_options:
             if not isinstance(name, str):
                 raise ConfigError(f"backend_options has the key {name!r}; its keys must be strings.")
+        if not isinstance(self.speculative_config, SpeculativeConfig | None):
+            raise ConfigError(
+                f"speculative_config is {self.speculative_config!r}; it must be a SpeculativeConfig, or a mapping of "
+                "its options where the engine's own are given as a mapping."
+            )
+        if self.generation_config not in ("auto", "none"):
+            raise ConfigError(f"generation_config is {self.generation_config!r}; it must be 'auto' or 'none'.")
+        if self.max_num_logits is not None and self.max_num_logits <= self.max_num_seqs:
+            raise ConfigError(
+                f"max_num_logits ({self.max_num_logits}) must be above max_num_seqs ({self.max_num_seqs}): every "
+                "running sequence needs a row, and something must be left over. Raise the one or lower the other."
+            )
         if self.scheduling_policy not in ("fcfs", "priority"):
             raise ConfigError(f"scheduling_policy is {self.scheduling_policy!r}; it must be 'fcfs' or 'priority'.")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**64:
@@ -79,16 +140,38 @@ class EngineConfig:
                 "a step could not decode every running sequence. Raise the one or lower the other."
             )
 
+    @property
+    def logits_limit(self) -> int:
+        """Rows of logits that one step may have."""
+        return self.max_num_logits or max(_DEFAULT_MAX_NUM_LOGITS, 2 * self.max_num_seqs)
+
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "EngineConfig":
-        """As the constructor, but an unknown key raises `ConfigError` with the nearest known one."""
-        known = [f.name for f in fields(cls)]
-        for key in options:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else f" Known options: {', '.join(known)}."
-                raise ConfigError(f"unknown engine option {key!r}.{hint}")
+        """As the constructor, from plain values; an unknown key raises `ConfigError` with the nearest known one."""
+        _check_keys("unknown engine option", options, cls)
+        speculative = options.get("speculative_config")
+        if isinstance(speculative, Mapping):
+            options = {**options, "speculative_config": SpeculativeConfig.from_options(speculative)}
         return cls(**options)
+
+
+_OPTIONAL_COUNTS = (
+    "max_model_len",
+    "block_size",
+    "num_kv_blocks",
+    "kv_cache_memory_bytes",
+    "num_threads",
+    "max_num_logits",
+)
+
+
+def _check_keys(what: str, options: Mapping[str, Any], record: type) -> None:
+    known = [f.name for f in fields(record)]
+    for key in options:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else f" Known options: {', '.join(known)}."
+            raise ConfigError(f"{what} {key!r}.{hint}")
 
 
 def _check_count(name: str, value: object) -> None:

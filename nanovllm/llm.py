@@ -1,28 +1,26 @@
 """LLM: the offline front end. Prompts in, finished (or streamed) outputs out; vLLM's names where it has them."""
 
+import itertools
 from collections.abc import Generator, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, cast
 
-import numpy as np
-
-from nanovllm.chat_template import ChatTemplate, Message
+from nanovllm.chat_template import Message
 from nanovllm.config import EngineConfig
-from nanovllm.engine.build import build_engine
 from nanovllm.engine.request import Request
-from nanovllm.errors import BackendError, ChatTemplateError, PromptError, RequestError
+from nanovllm.errors import BackendError, RequestError
+from nanovllm.frontend import Frontend
 from nanovllm.model_info import ModelInfo
 from nanovllm.outputs import EngineStats, RequestOutput
 from nanovllm.plugins.interfaces import Tokenizer
 from nanovllm.plugins.manager import PluginManager
 from nanovllm.progress import Progress
+from nanovllm.prompts import Prompt, PromptInput, read_prompts
 from nanovllm.sampling_params import RequestOutputKind, SamplingParams
 
 __all__ = ["LLM"]
-
-Prompt = str | Seq[int]
 
 
 @dataclass(slots=True)
@@ -31,6 +29,15 @@ class _Box:
 
     outputs: list[RequestOutput] = field(default_factory=list)
     error: BackendError | None = None
+
+    def take(self) -> list[RequestOutput]:
+        """What there is to read, up to the first request that the model runner failed on; then raises its error."""
+        outputs = list(itertools.takewhile(lambda output: output.error is None, self.outputs))
+        del self.outputs[: len(outputs)]
+        error = self.outputs[0].error if self.outputs else self.error
+        if error is not None and not outputs:
+            raise error
+        return outputs
 
 
 class LLM:
@@ -42,11 +49,9 @@ class LLM:
 
     def __init__(self, model: str = "tiny-chat", *, plugins: PluginManager | None = None, **options: Any) -> None:
         config = EngineConfig.from_options({"model": str(model), **options})
-        loaded = build_engine(config, plugins)
-        self._engine = loaded.engine
-        self._chat_template = None if loaded.folder is None else ChatTemplate.load(loaded.folder)
+        self._frontend = Frontend(config, plugins)
+        self._engine = self._frontend.engine
         self._boxes: dict[str, _Box] = {}  # by id of an unfinished request: where its outputs are waited for
-        self._num_requests = 0
 
     @property
     def model_info(self) -> ModelInfo:
@@ -58,16 +63,20 @@ class LLM:
 
     @property
     def has_chat_template(self) -> bool:
-        return self._chat_template is not None
+        return self._frontend.has_chat_template
 
     @property
     def max_model_len(self) -> int:
         """Longest prompt + output, in tokens."""
         return self._engine.max_model_len
 
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What a request without parameters gets: the model's own, from generation_config.json, or the defaults."""
+        return self._frontend.default_sampling_params()
+
     def generate(
         self,
-        prompts: Prompt | Seq[Prompt],
+        prompts: PromptInput | Seq[PromptInput],
         sampling_params: SamplingParams | Seq[SamplingParams] | None = None,
         *,
         progress: bool | None = None,
@@ -75,11 +84,12 @@ class LLM:
     ) -> list[RequestOutput]:
         """Continues every prompt; outputs in the prompts' order.
 
-        prompts: a text, token ids, or a list of them. sampling_params: for all, or one each. progress: a line on
-        stderr; None shows it on a terminal. priority: one number for each prompt, lower first, for the "priority"
-        policy. Every prompt is checked before any is started: `RequestError` leaves the engine as it was.
+        prompts: a text, token ids, a mapping (see `nanovllm.prompts`), or a list of them. sampling_params: for all, or
+        one each; None for the model's own. progress: a line on stderr; None shows it on a terminal. priority: one
+        number for each prompt, lower first, for the "priority" policy. Every prompt is checked before any is started:
+        `RequestError` leaves the engine as it was. `BackendError`: the model runner failed on one; all are ended.
         """
-        return self._run(self._prepare(_as_prompts(prompts), sampling_params, priority), progress)
+        return self._run(self._prepare(read_prompts(prompts), sampling_params, priority), progress)
 
     def chat(
         self,
@@ -91,43 +101,29 @@ class LLM:
     ) -> list[RequestOutput]:
         """As `generate`, for a conversation or a list of them; `template_options` as in `render_chat`."""
         conversations = cast(Seq[Seq[Message]], [messages] if _is_conversation(messages) else messages)
-        prompts = [self.render_chat(conversation, **template_options) for conversation in conversations]
+        prompts = [Prompt(self.render_chat(conversation, **template_options)) for conversation in conversations]
         return self._run(self._prepare(prompts, sampling_params, add_special_tokens=False), progress)
 
     def stream(
-        self, prompts: Prompt | Seq[Prompt], sampling_params: SamplingParams | Seq[SamplingParams] | None = None
+        self,
+        prompts: PromptInput | Seq[PromptInput],
+        sampling_params: SamplingParams | Seq[SamplingParams] | None = None,
     ) -> Generator[RequestOutput, None, None]:
         """Yields outputs as they grow, each request's until it is finished; by `SamplingParams.output_kind` they hold
         all so far or what is new. Closing the iterator aborts what has not finished."""
-        return self._stream(self._prepare(_as_prompts(prompts), sampling_params))
+        return self._stream(self._prepare(read_prompts(prompts), sampling_params))
 
     def stream_chat(
         self, messages: Seq[Message], sampling_params: SamplingParams | None = None, **template_options: Any
     ) -> Generator[RequestOutput, None, None]:
         """As `stream`, for one conversation."""
-        prompt = self.render_chat(messages, **template_options)
+        prompt = Prompt(self.render_chat(messages, **template_options))
         return self._stream(self._prepare([prompt], sampling_params, add_special_tokens=False))
 
-    def render_chat(
-        self,
-        messages: Seq[Message],
-        *,
-        chat_template: str | None = None,
-        add_generation_prompt: bool = True,
-        tools: Seq[Mapping[str, Any]] | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> str:
-        """The prompt text of a conversation, by the model's template or by `chat_template` (Jinja)."""
-        template = self._chat_template
-        if chat_template is not None:
-            template = ChatTemplate(chat_template, template.special_tokens if template else None)
-        if template is None:
-            raise ChatTemplateError("this model has no chat template. Use generate(), or pass chat_template.")
-        variables = dict(chat_template_kwargs or {})
-        for name in ("messages", "tools", "add_generation_prompt"):
-            if name in variables:
-                raise ChatTemplateError(f"chat_template_kwargs holds {name!r}; pass it as an argument of its own.")
-        return template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools, **variables)
+    def render_chat(self, messages: Seq[Message], **template_options: Any) -> str:
+        """The prompt text of a conversation. Options: chat_template (Jinja, in place of the model's),
+        add_generation_prompt, tools, chat_template_kwargs."""
+        return self._frontend.render_chat(messages, **template_options)
 
     def stats(self) -> EngineStats:
         """A snapshot of the engine's counters."""
@@ -156,16 +152,12 @@ class LLM:
         *,
         add_special_tokens: bool = True,
     ) -> list[Request]:
-        params = _one_each("sampling_params", sampling_params or SamplingParams(), SamplingParams, len(prompts))
+        params = _one_each("sampling_params", sampling_params, SamplingParams | None, len(prompts))
         priorities = _one_each("priority", 0 if priority is None else priority, int, len(prompts))
-        requests = []
-        for prompt, param, prio in zip(prompts, params, priorities, strict=True):
-            request_id = str(self._num_requests)
-            self._num_requests += 1
-            requests.append(
-                self._engine.prepare(request_id, prompt, param, priority=prio, add_special_tokens=add_special_tokens)
-            )
-        return requests
+        return [
+            self._frontend.prepare(prompt, param, priority=prio, add_special_tokens=add_special_tokens)
+            for prompt, param, prio in zip(prompts, params, priorities, strict=True)
+        ]
 
     def _run(self, requests: list[Request], progress: bool | None) -> list[RequestOutput]:
         for request in requests:
@@ -185,7 +177,7 @@ class LLM:
         """Starts the requests and yields, after each step, the outputs that concern them, until all have finished.
 
         Several collectors may be open at once (a stream, and a generate inside its loop): whoever steps the engine
-        puts each output into the box of its collector, and an error into the boxes of the requests that it ended.
+        puts each output into the box of its collector.
         """
         box = _Box()
         num_unfinished = len(requests)
@@ -194,11 +186,9 @@ class LLM:
                 self._boxes[request.request_id] = box
                 self._engine.add(request)
             while num_unfinished:
-                if not box.outputs:
-                    if box.error is not None:
-                        raise box.error
+                if not box.outputs and box.error is None:
                     self._step()
-                outputs, box.outputs = box.outputs, []
+                outputs = box.take()
                 num_unfinished -= sum(output.finished for output in outputs)
                 yield outputs
         finally:
@@ -207,47 +197,29 @@ class LLM:
                 self._boxes.pop(request.request_id, None)
 
     def _step(self) -> None:
-        try:
-            outputs = self._engine.step()
-        except BackendError as error:
-            self._report_lost(error)
-            return
-        for output in outputs:
+        for output in self._engine.step():
             self._boxes[output.request_id].outputs.append(output)
             if output.finished:
                 del self._boxes[output.request_id]
 
     def _report_lost(self, error: BackendError) -> None:
-        """Tells the collectors of requests that the engine has ended without an output."""
-        for request_id, box in self._boxes.items():
-            if not self._engine.is_unfinished(request_id):
-                box.error = error
-
-
-def _as_prompts(prompts: Prompt | Seq[Prompt]) -> Seq[Prompt]:
-    """A list of prompts, also where one text or one list of token ids was given."""
-    if isinstance(prompts, str):
-        return [prompts]
-    if not isinstance(prompts, Seq) or isinstance(prompts, bytes):
-        raise PromptError(f"prompts is {prompts!r}; it must be a text, a list of token ids, or a list of them.")
-    if prompts and all(isinstance(item, int | np.integer) for item in prompts):
-        return [cast(Seq[int], prompts)]
-    for prompt in prompts:
-        if not isinstance(prompt, Seq) or isinstance(prompt, bytes):
-            raise PromptError(f"a prompt is {prompt!r}; it must be a text or a list of token ids.")
-    return cast(Seq[Prompt], prompts)
+        """Tells the collectors of requests that will get no more outputs."""
+        for box in self._boxes.values():
+            box.error = error
 
 
 def _is_conversation(messages: Seq[Any]) -> bool:
     return not messages or isinstance(messages, str) or isinstance(messages[0], Mapping)
 
 
-def _one_each(name: str, value: Any, kind: type, count: int) -> list[Any]:
+def _one_each(name: str, value: Any, kind: Any, count: int) -> list[Any]:
     """`count` values of `kind`, where one for all, or one each, was given."""
     if isinstance(value, kind):
         return [value] * count
     if not isinstance(value, Seq) or not all(isinstance(item, kind) for item in value):
-        raise RequestError(f"{name} is {value!r}; it must be of type {kind.__name__}, or a list of that.")
+        raise RequestError(
+            f"{name} is {value!r}; it must be of type {getattr(kind, '__name__', kind)}, or a list of that."
+        )
     if len(value) != count:
         raise RequestError(f"{name} has {len(value)} entries for {count} prompts; give one for all, or one each.")
     return list(value)

@@ -1,7 +1,7 @@
 """The reference sampler: logits and sampling rows in, token ids out, in numpy.
 
 A token is a function of (logits, parameters, seed, position) alone, so a request gives the same tokens whatever else is
-in its batch. For one row:
+in its batch. For one row, after its edits (`nanovllm.batch.LogitsEdits`):
 
 1. temperature 0: the index of the largest logit (the lowest such index).
 2. weights w = exp((x - max(x)) / temperature), float64.
@@ -12,29 +12,65 @@ in its batch. For one row:
 A compiled sampler that follows these steps with float64 sums in the same order gives the same tokens.
 """
 
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
-from nanovllm.batch import SamplingBatch
+from nanovllm.batch import LogitsEdits, SamplingBatch, StepOutput
+from nanovllm.logits_row import allowed_ids, edit_row, is_empty
+from nanovllm.logprobs import row_logprobs
+from nanovllm.sampling_weights import Weights
 
-__all__ = ["sample", "uniform"]
+__all__ = ["Draw", "draw", "sample", "uniform"]
 
+Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
+Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
+SamplingRows = npt.NDArray[np.void]
+
+Draw = Callable[[Float32Array, SamplingRows, Float64Array], Int64Array]
+"""`draw`, or what gives the same."""
+
+_FEW = 1 / 16  # share of the vocabulary up to which it is quicker to look at the allowed tokens alone
+_NUM_COPIED = 8  # rows that are copied at once for their edits: all of them might be as large as the model
 
 
-def sample(logits: npt.NDArray[np.float32], sampling: SamplingBatch) -> npt.NDArray[np.int64]:
-    """Token ids, int64 (num_logits,), for logits float32 (num_logits, vocab_size), which are left unchanged."""
-    token_ids = logits.argmax(axis=1) if len(logits) else np.zeros(0, np.int64)
-    rows = sampling.rows
-    random_rows = np.flatnonzero(rows["temperature"] > 0)
-    if len(random_rows):
-        u = uniform(rows["seed"][random_rows], sampling.positions[random_rows])
-        for i, row in enumerate(random_rows):
-            token_ids[row] = _sample_row(logits[row], rows[row], float(u[i]))
+def draw(logits: Float32Array, rows: SamplingRows, uniforms: Float64Array) -> Int64Array:
+    """Token ids, int64 (R,), for logits float32 (R, V), rows SAMPLING_ROW (R,) and uniforms float64 (R,) in [0, 1).
+
+    No argument is written to. A random row without a finite largest logit gets the last id that holds the largest.
+    """
+    is_random = rows["temperature"] > 0
+    token_ids = np.zeros(len(logits), np.int64) if is_random.all() else logits.argmax(axis=1)
+    for i in np.flatnonzero(is_random):
+        token_ids[i] = _draw_row(logits[i], rows[i], float(uniforms[i]))
     return token_ids
 
 
-def uniform(seed: npt.NDArray[np.uint64], position: npt.NDArray[np.int64]) -> Float64Array:
+def sample(logits: Float32Array, sampling: SamplingBatch, logits_start: Int32Array, draw: Draw = draw) -> StepOutput:
+    """What a step of a plain model gives: tokens of the sampled rows, and the log-probabilities that are wanted.
+
+    logits: float32 (num_logits, vocab_size), left unchanged. logits_start: as in `Batch`. Raises `BackendError` where a
+    row's edits leave no token, or a logits processor fails.
+    """
+    token_ids = _token_ids(logits, sampling, draw)
+    sampled, targets, starts = token_ids, sampling.targets, logits_start
+    if targets is not None:
+        is_sampled = targets < 0
+        sampled = token_ids[is_sampled]
+        starts = np.concatenate(([0], np.cumsum(is_sampled)))[logits_start]
+        token_ids = np.where(is_sampled, token_ids, targets)
+    ids = sampled.tolist()
+    return StepOutput(
+        [ids[a:b] for a, b in pairwise(starts.tolist())],
+        None if sampling.num_logprobs is None else row_logprobs(logits, token_ids, sampling.num_logprobs),
+    )
+
+
+def uniform(seed: npt.NDArray[np.uint64], position: Int64Array) -> Float64Array:
     """One float64 in [0, 1) per row, from a counter-based hash of (seed, position).
 
     Two rounds of the SplitMix64 finalizer (Steele, Lea and Flood 2014): the seed is mixed, the position is added as a
@@ -54,25 +90,62 @@ def _splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def _sample_row(logits: npt.NDArray[np.float32], row: np.void, u: float) -> int:
-    below_max = logits.astype(np.float64) - float(logits.max())
+def _draw_row(logits: Float32Array, row: np.void, u: float) -> int:
+    largest = float(logits.max())
+    if not np.isfinite(largest):
+        return int(np.flatnonzero(~(logits < largest))[-1])
     with np.errstate(over="ignore"):  # a tiny temperature: -inf, whose weight is 0
-        weights = np.exp(below_max / float(row["temperature"]))  # (vocab_size,), the largest is 1
+        weights = Weights((logits.astype(np.float64) - largest) / float(row["temperature"]))
     min_p, top_k, top_p = float(row["min_p"]), int(row["top_k"]), float(row["top_p"])
     if min_p > 0:
-        weights[weights < min_p] = 0.0
+        weights.keep_from(min_p)
     if 0 < top_k < len(weights):
-        weights[weights < np.partition(weights, -top_k)[-top_k]] = 0.0
+        weights.keep_from(weights.kth_largest(top_k))
     if top_p < 1:
-        weights[weights < _nucleus_threshold(weights, top_p)] = 0.0
-    cumulative = np.cumsum(weights)
-    token_id = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
-    return min(token_id, int(np.flatnonzero(weights)[-1]))
+        weights.keep_from(weights.nucleus_threshold(top_p))
+    return weights.draw(u)
 
 
-def _nucleus_threshold(weights: Float64Array, top_p: float) -> float:
-    """The smallest weight of the smallest set of largest weights that holds at least top_p of their sum."""
-    descending = np.sort(weights)[::-1]
-    cumulative = np.cumsum(descending)
-    count = int(np.searchsorted(cumulative, top_p * cumulative[-1], side="left"))
-    return float(descending[min(count, len(descending) - 1)])
+def _token_ids(logits: Float32Array, sampling: SamplingBatch, draw: Draw) -> Int64Array:
+    """int64 (num_logits,); what stands at a row that is not sampled has no meaning."""
+    rows = sampling.rows
+    num_rows = len(rows)
+    uniforms = uniform(rows["seed"], sampling.positions) if rows["temperature"].any() else np.zeros(num_rows)
+    is_sampled = np.full(num_rows, True) if sampling.targets is None else sampling.targets < 0
+    edited = {i: edits for i, edits in sampling.edits.items() if is_sampled[i] and not is_empty(edits)}
+    is_plain = is_sampled.copy()
+    is_plain[list(edited)] = False
+    token_ids = np.zeros(num_rows, np.int64)
+    if is_plain.all():
+        return draw(logits, rows, uniforms) if num_rows else token_ids
+    if is_plain.any():
+        plain_rows = rows.copy()
+        plain_rows["temperature"][~is_plain] = 0  # to draw these in vain, greedily, costs less than copying the others
+        token_ids = draw(logits, plain_rows, uniforms)
+    _draw_edited(token_ids, logits, edited, rows, uniforms, draw)
+    return token_ids
+
+
+def _draw_edited(
+    token_ids: Int64Array,
+    logits: Float32Array,
+    edited: Mapping[int, LogitsEdits],
+    rows: SamplingRows,
+    uniforms: Float64Array,
+    draw: Draw,
+) -> None:
+    """Puts the tokens of the edited rows where they belong."""
+    whole = []
+    for i, edits in edited.items():
+        ids = allowed_ids(edits, limit=_FEW * logits.shape[1])
+        if ids is None:
+            whole.append(i)
+        else:  # what cannot come has the weight 0, which changes no sum
+            few = edit_row(logits[i, ids], edits, ids)
+            token_ids[i] = ids[draw(few[None], rows[i : i + 1], uniforms[i : i + 1])[0]]
+    for start in range(0, len(whole), _NUM_COPIED):
+        some = whole[start : start + _NUM_COPIED]
+        copies = logits[some]
+        for copy, i in zip(copies, some, strict=True):
+            copy[:] = edit_row(copy, edited[i])
+        token_ids[some] = draw(copies, rows[some], uniforms[some])

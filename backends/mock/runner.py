@@ -87,7 +87,9 @@ class MockRunner(LogitsModelRunner):
         self._positions = np.full(num_blocks * block_size, EMPTY, np.int64)
 
     def execute(self, batch: Batch) -> StepOutput:
-        if self._check or batch.sampling.rows["temperature"].any():
+        sampling = batch.sampling
+        is_plain = not sampling.edits and sampling.num_logprobs is None and sampling.targets is None
+        if self._check or not is_plain or sampling.rows["temperature"].any():
             return super().execute(batch)
         self._write(batch)  # greedy and unchecked: no logits are needed
         last = batch.logits_indices

@@ -1,8 +1,10 @@
 """HFTokenizer: tokenizer.json through the `tokenizers` library."""
 
 import json
+import re
 from collections.abc import Sequence as Seq
 from functools import cached_property
+from typing import Any
 
 from tokenizers import Tokenizer as RustTokenizer
 
@@ -50,8 +52,7 @@ class HFTokenizer(Tokenizer):
     @cached_property
     def _token_bytes(self) -> list[bytes] | None:
         """The bytes of each id, where the decoder is plain ByteLevel; ids without a token have none."""
-        decoder = json.loads(self._rust.to_str())["decoder"]
-        if not decoder or decoder["type"] != "ByteLevel":
+        if self._decoder.get("type") != "ByteLevel":
             return None
         byte_of = _byte_level_alphabet()
         pieces = [b""] * self.vocab_size
@@ -61,6 +62,49 @@ class HFTokenizer(Tokenizer):
             except KeyError:  # an added token, written as it is
                 pieces[token_id] = text.encode()
         return pieces
+
+    def inner_token_bytes(self) -> Seq[bytes] | None:
+        return self._token_bytes or self._sentencepiece_bytes
+
+    @cached_property
+    def _sentencepiece_bytes(self) -> list[bytes] | None:
+        """The bytes of each id inside a text, where the decoder is one made for sentencepiece's vocabularies."""
+        space = _sentencepiece_space(self._decoder)
+        if space is None:
+            return None
+        bytes_are_spelt = any(step["type"] == "ByteFallback" for step in self._decoder.get("decoders", ()))
+        pieces = [b""] * self.vocab_size
+        for text, token_id in self._rust.get_vocab(with_added_tokens=True).items():
+            if bytes_are_spelt and _SPELT_BYTE.fullmatch(text):
+                pieces[token_id] = bytes.fromhex(text[3:5])
+            else:
+                pieces[token_id] = text.replace(space, " ").encode()
+        return pieces
+
+    @cached_property
+    def _decoder(self) -> dict[str, Any]:
+        """The decoder's part of tokenizer.json; empty where there is none."""
+        decoder: dict[str, Any] | None = json.loads(self._rust.to_str())["decoder"]
+        return decoder or {}
+
+
+_SPELT_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")
+
+
+def _sentencepiece_space(decoder: dict[str, Any]) -> str | None:
+    """What stands for a space, where the decoder changes nothing else but spelt bytes and the start of the text."""
+    space: str | None = None
+    for step in decoder.get("decoders", [decoder]):
+        match step:
+            case {"type": "Metaspace", "replacement": str(char)}:
+                space = char
+            case {"type": "Replace", "pattern": {"String": str(char)}, "content": " "}:
+                space = char
+            case {"type": "Strip", "content": " ", "stop": 0} | {"type": "ByteFallback" | "Fuse"}:
+                pass
+            case _:
+                return None
+    return space
 
 
 def _byte_level_alphabet() -> dict[str, int]:

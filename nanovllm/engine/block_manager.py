@@ -82,13 +82,14 @@ class BlockManager:
     # -- prefix cache ---------------------------------------------------------------------------------------------
 
     def match_prefix(self, seq: Sequence) -> PrefixMatch:
-        """The longest cached prefix of `seq`, leaving at least its last token to compute. Changes no block."""
+        """The longest cached prefix of `seq`, leaving at least its last token to compute, and those whose logits are
+        wanted. Changes no block."""
         block_ids: list[int] = []
         serials: list[int] = []
         if not self.enable_prefix_caching:
             return PrefixMatch(block_ids, serials, False)
         parent: int | tuple[int, str] = (seq.adapter_id, seq.cache_salt)
-        for index in range((seq.num_tokens - 1) // self.block_size):
+        for index in range(seq.num_reusable_tokens // self.block_size):
             block_hash = self._block_hash(seq, index)
             content = self._find(block_hash, self._block_tokens(seq, index), parent)
             if content is None:

@@ -65,12 +65,20 @@ def assemble_engine(
     free_memory_bytes: int | None = None,
 ) -> LLMEngine:
     """An engine around a runner whose KV cache is sized and allocated here; by default from the machine's memory."""
+    _check_speculation(runner, config, kv)
     free = available_memory_bytes() if free_memory_bytes is None else free_memory_bytes
     geometry = plan_kv_cache(runner, config, kv, free)
     runner.allocate_kv_cache(geometry.num_blocks, geometry.block_size)
     caching = config.enable_prefix_caching and kv == "paged"
     blocks = BlockManager(geometry.num_blocks, geometry.block_size, enable_prefix_caching=caching)
-    return LLMEngine(runner, tokenizer, blocks, config, geometry.max_model_len)
+    return LLMEngine(runner, tokenizer, blocks, config, geometry.max_model_len, isolate_failures=kv == "paged")
+
+
+def _check_speculation(runner: ModelRunner, config: EngineConfig, kv: KVMode) -> None:
+    if config.speculative_config is not None and (kv != "paged" or "drafts" not in runner.honours):
+        raise ConfigError(
+            "speculative_config is set, but this backend cannot take back a token that was guessed wrong. Leave it out."
+        )
 
 
 def plan_kv_cache(runner: ModelRunner, config: EngineConfig, kv: KVMode, free_memory_bytes: int) -> KVGeometry:

@@ -114,9 +114,14 @@ class Detokenizer:
         self._num_taken = 0
         self.text = ""
 
-    def feed(self, token_id: int) -> str | None:
-        """Adds a token; returns the stop string that it completed, if any."""
-        return self._show(self._decoder.feed(token_id))
+    def feed(self, token_id: int, *, watched: bool = True) -> str | None:
+        """Adds a token; returns the stop string that it completed, if any. The text of a token that is not watched is
+        no part of a stop string; no such token comes after one that is watched."""
+        text = self._decoder.feed(token_id)
+        if not watched:
+            self.text += text
+            return None
+        return self._show(text)
 
     def finish(self) -> str | None:
         """Ends the text: half characters become U+FFFD, held-back text is shown. May complete a stop string."""

@@ -1,25 +1,26 @@
 """LLMEngine: requests in, outputs out, one step at a time.
 
-Its collaborators are passed in (`nanovllm.engine.build` wires them). Not thread-safe: one thread adds, steps and
-aborts. A step is: schedule, pack, execute, update, emit.
+Its collaborators are passed in (`nanovllm.engine.build` wires them). Not thread-safe, but for `prepare`: one thread
+adds, steps and aborts. A step is: propose, schedule, execute, update, emit.
 """
 
+import time
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from itertools import pairwise
 
-import numpy as np
-import xxhash
-
-from nanovllm.batch import Batch, StepOutput
+from nanovllm.batch import RowLogprobs
 from nanovllm.config import EngineConfig
-from nanovllm.engine.batch_builder import build_batch
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.detokenizer import DetokenizerFactory
-from nanovllm.engine.request import Request
+from nanovllm.engine.execution import Execution, StepExecutor
+from nanovllm.engine.intake import Intake
+from nanovllm.engine.request import Completion, Request, read_logprobs
 from nanovllm.engine.scheduler import Schedule, Scheduler
 from nanovllm.engine.sequence import Sequence, SequenceStatus
-from nanovllm.errors import BackendError, PromptError, RequestError
+from nanovllm.engine.speculation import NgramProposer
+from nanovllm.errors import NanoVLLMError, RequestError
 from nanovllm.model_info import ModelInfo
-from nanovllm.outputs import EngineStats, FinishReason, RequestOutput
+from nanovllm.outputs import EngineStats, FinishReason, RequestOutput, TokenLogprobs
 from nanovllm.plugins.interfaces import ModelRunner, Tokenizer
 from nanovllm.sampling_params import SamplingParams
 
@@ -30,6 +31,7 @@ class LLMEngine:
     """The engine. `block_manager` and `runner` agree on the number and size of blocks.
 
     max_model_len: longest prompt + output in tokens; a sequence of that length fits the block manager.
+    isolate_failures: whether a failed step may be executed again in parts. clock: seconds.
     """
 
     def __init__(
@@ -39,19 +41,24 @@ class LLMEngine:
         block_manager: BlockManager,
         config: EngineConfig,
         max_model_len: int,
+        *,
+        isolate_failures: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tokenizer = tokenizer
         self.max_model_len = max_model_len
         self._runner = runner
         self._blocks = block_manager
         self._scheduler = Scheduler(block_manager, config)
-        self._detokenizers = DetokenizerFactory(tokenizer)
-        self._policy = config.scheduling_policy
-        self._seed = config.seed
-        self._requests: dict[int, Request] = {}  # by sequence id
-        self._by_request_id: dict[str, Request] = {}
-        self._num_requests = 0
-        self._num_steps = self._num_finished = self._prefill_tokens = self._decode_tokens = 0
+        self._executor = StepExecutor(runner, block_manager.block_size, isolate=isolate_failures)
+        self._intake = Intake(runner, tokenizer, config, max_model_len)
+        self._proposer = None if config.speculative_config is None else NgramProposer(config.speculative_config)
+        self._clock = clock
+        self._completions: dict[int, Completion] = {}  # by sequence id, until its request is forgotten
+        self._requests: dict[str, Request] = {}
+        self._num_steps = self._num_finished = self._num_failed = 0
+        self._prefill_tokens = self._decode_tokens = self._generation_tokens = 0
+        self._last_step = (0, 0)  # sequences, tokens
 
     @property
     def model_info(self) -> ModelInfo:
@@ -63,7 +70,7 @@ class LLMEngine:
 
     def is_unfinished(self, request_id: str) -> bool:
         """Whether a request of that id waits or runs."""
-        return request_id in self._by_request_id
+        return request_id in self._requests
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -77,110 +84,139 @@ class LLMEngine:
         cache_salt: str = "",
         add_special_tokens: bool = True,
     ) -> Request:
-        """Checks and tokenizes a request without changing the engine. Raises `RequestError`."""
-        if priority and self._policy != "priority":
-            raise RequestError(
-                f"priority is {priority}, but scheduling_policy is {self._policy!r}, which ignores it. Load the model "
-                "with scheduling_policy='priority', or give no priority."
-            )
-        text = prompt if isinstance(prompt, str) else None
-        token_ids = self._token_ids(prompt, add_special_tokens)
-        seq_id = self._num_requests
-        self._num_requests += 1
-        seed = sampling_params.seed
-        seq = Sequence(
-            seq_id,
-            token_ids,
+        """Checks and tokenizes a request without changing the engine; any thread may. Raises `RequestError`."""
+        return self._intake.prepare(
+            request_id,
+            prompt,
             sampling_params,
-            max_tokens=min(sampling_params.max_tokens or self.max_model_len, self.max_model_len - len(token_ids)),
-            seed=xxhash.xxh3_64_intdigest(f"{self._seed}:{seq_id}".encode()) if seed is None else seed,
-            eos_token_ids=self.model_info.eos_token_ids,
             priority=priority,
             cache_salt=cache_salt,
+            add_special_tokens=add_special_tokens,
+            arrival_s=self._clock(),
         )
-        return Request(request_id, text, seq, self._detokenizers.make(sampling_params, token_ids))
 
     def add(self, request: Request) -> None:
         """Queues a prepared request."""
-        if request.request_id in self._by_request_id:
+        if request.request_id in self._requests:
             raise RequestError(f"request id {request.request_id!r} is in use; every running request needs its own.")
-        self._scheduler.add(request.seq)
-        self._requests[request.seq.seq_id] = request
-        self._by_request_id[request.request_id] = request
+        self._requests[request.request_id] = request
+        for completion in request.completions:
+            self._completions[completion.seq.seq_id] = completion
+            self._scheduler.add(completion.seq)
 
     def abort(self, request_id: str) -> None:
         """Ends a request and frees its blocks at once. An id that is unknown or has finished is no error."""
-        request = self._by_request_id.get(request_id)
+        request = self._requests.get(request_id)
         if request is not None:
-            self._scheduler.finish(request.seq, FinishReason.ABORT)
+            self._end_all(request, FinishReason.ABORT)
             self._forget(request)
 
-    def _forget(self, request: Request) -> None:
-        del self._requests[request.seq.seq_id]
-        del self._by_request_id[request.request_id]
-        self._num_finished += 1
+    def _end_all(self, request: Request, reason: FinishReason) -> None:
+        for completion in request.completions:
+            if completion.seq.status is not SequenceStatus.FINISHED:
+                self._scheduler.finish(completion.seq, reason)
 
-    def _token_ids(self, prompt: str | Seq[int], add_special_tokens: bool) -> Seq[int]:
-        if isinstance(prompt, str):
-            token_ids: Seq[int] = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
-        else:
-            token_ids = prompt
-        _check_token_ids(token_ids, self.model_info.vocab_size)
-        if not len(token_ids):
-            raise PromptError(f"the prompt {prompt!r} is empty: it has no tokens. Give at least one.")
-        if len(token_ids) >= self.max_model_len:
-            raise PromptError(
-                f"the prompt has {len(token_ids)} tokens; with max_model_len {self.max_model_len} it may have at most "
-                f"{self.max_model_len - 1}, which leaves one to generate. Shorten it or raise max_model_len."
-            )
-        return token_ids
+    def _forget(self, request: Request) -> None:
+        for completion in request.completions:
+            del self._completions[completion.seq.seq_id]
+        del self._requests[request.request_id]
+        self._num_finished += 1
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
     def step(self) -> list[RequestOutput]:
         """Computes one step; returns the outputs of requests that have something to tell.
 
-        Raises `BackendError` if the runner failed; the requests of that step are then ended, the others go on.
+        Where the runner fails, the requests that it fails on end with an output whose `error` says why; the others go
+        on. Nothing that a runner does is raised here.
         """
+        if self._proposer is not None:
+            self._proposer.propose(self._scheduler.running)
         schedule = self._scheduler.schedule()
         if schedule is None:
             return []
-        output = self._execute(build_batch(schedule, self._blocks.block_size), schedule)
-        self._scheduler.update(schedule, output)
-        self._count(schedule)
+        self._note_start(schedule)
+        execution = self._executor.execute(schedule)
+        if execution.has_failed:
+            self._scheduler.release_again(schedule.released)
+        for index, error in execution.errors.items():
+            self._fail(schedule.sequences[index], error)
+        for seq, refusal in self._scheduler.update(schedule, execution.output).items():
+            self._fail(seq, refusal)
+        self._take_logprobs(schedule, execution)
         return self._emit(schedule)
 
-    def _execute(self, batch: Batch, schedule: Schedule) -> StepOutput:
-        try:
-            output = self._runner.submit(batch).result()
-            _check_output(output, batch)
-            return output
-        except Exception as error:
-            self._scheduler.fail(schedule)
-            for seq in schedule.sequences:
-                self._forget(self._requests[seq.seq_id])
-            if isinstance(error, BackendError):
-                raise
-            raise BackendError(
-                f"the model runner failed in a step of {batch.num_seqs} sequences and {batch.num_tokens} tokens: "
-                f"{type(error).__name__}: {error}"
-            ) from error
+    def _note_start(self, schedule: Schedule) -> None:
+        self._num_steps += 1
+        num_tokens, num_decode_tokens = (
+            sum(schedule.num_new_tokens),
+            sum(schedule.num_new_tokens[: schedule.num_decodes]),
+        )
+        self._decode_tokens += num_decode_tokens
+        self._prefill_tokens += num_tokens - num_decode_tokens
+        self._last_step = len(schedule.sequences), num_tokens
+        for seq in schedule.sequences[schedule.num_decodes :]:
+            request = self._completions[seq.seq_id].request
+            if request.scheduled_s is None:
+                request.scheduled_s = self._clock()
+
+    def _fail(self, seq: Sequence, error: NanoVLLMError) -> None:
+        """One sequence of a step cannot go on: its whole request ends."""
+        request = self._completions[seq.seq_id].request
+        if request.error is None:
+            request.error = error
+            self._num_failed += 1
+        self._end_all(request, FinishReason.ERROR)
+
+    def _take_logprobs(self, schedule: Schedule, execution: Execution) -> None:
+        """Hands the rows' log-probabilities to their requests: those of prompts come before those of new tokens."""
+        rows, starts = execution.output.logprobs, execution.batch.logits_start.tolist()
+        if rows is None:
+            return
+        targets = execution.batch.sampling.targets
+        for index, (start, end) in enumerate(pairwise(starts)):
+            completion = self._completions[schedule.sequences[index].seq_id]
+            if index in execution.errors:
+                continue
+            num_targets = 0 if targets is None else int((targets[start:end] >= 0).sum())
+            if num_targets:
+                completion.request.add_prompt_logprobs(list(self._read(rows[start : start + num_targets])))
+            if completion.seq.num_logprobs >= 0:
+                sampled = rows[start + num_targets : end]
+                completion.add_logprobs(list(self._read(sampled[: completion.num_new_tokens])))
+
+    def _read(self, rows: Seq[RowLogprobs | None]) -> Iterator[TokenLogprobs]:
+        return (read_logprobs(row, self._token_text) for row in rows if row is not None)
+
+    def _token_text(self, token_id: int) -> str:
+        return self.tokenizer.decode([token_id], skip_special_tokens=False)
 
     def _emit(self, schedule: Schedule) -> list[RequestOutput]:
-        outputs = []
+        now = self._clock()
+        changed: list[Request] = []
         for seq in schedule.sequences:
-            request = self._requests.get(seq.seq_id)
-            if request is None or not request.has_new_tokens:
+            completion = self._completions[seq.seq_id]
+            request = completion.request
+            num_new_tokens = completion.num_new_tokens
+            if num_new_tokens:
+                self._generation_tokens += num_new_tokens
+                request.last_token_s = now
+                if request.first_token_s is None:
+                    request.first_token_s = now
+                stop = completion.detokenize()
+                if stop is not None:
+                    self._stop(seq, stop)
+            elif request.error is None:
                 continue
-            stop = request.detokenize()
-            if stop is not None:
-                self._stop(seq, stop)
-            if seq.status is SequenceStatus.FINISHED:
-                self._forget(request)
-            output = request.output()
-            if output is not None:
-                outputs.append(output)
-        return outputs
+            if not request.changed:
+                changed.append(request)
+            request.changed.append(completion)
+        return [output for request in changed if (output := self._output(request)) is not None]
+
+    def _output(self, request: Request) -> RequestOutput | None:
+        if request.is_finished:
+            self._forget(request)
+        return request.output()
 
     def _stop(self, seq: Sequence, stop: str) -> None:
         """A stop string ended the text, whether or not the sequence had ended by itself."""
@@ -188,11 +224,6 @@ class LLMEngine:
             seq.finish_reason, seq.stop_reason = FinishReason.STOP, stop
         else:
             self._scheduler.finish(seq, FinishReason.STOP, stop)
-
-    def _count(self, schedule: Schedule) -> None:
-        self._num_steps += 1
-        self._decode_tokens += schedule.num_decodes
-        self._prefill_tokens += sum(schedule.num_new_tokens) - schedule.num_decodes
 
     def stats(self) -> EngineStats:
         """A snapshot, cheap enough for every step."""
@@ -204,40 +235,29 @@ class LLMEngine:
             num_steps=self._num_steps,
             prefill_tokens=self._prefill_tokens,
             decode_tokens=self._decode_tokens,
+            generation_tokens=self._generation_tokens,
+            num_draft_tokens=self._scheduler.num_draft_tokens,
+            num_accepted_tokens=self._scheduler.num_accepted_tokens,
             prefix_cache_queries=self._scheduler.prefix_cache_queries,
             prefix_cache_hits=self._scheduler.prefix_cache_hits,
             num_preemptions=self._scheduler.num_preemptions,
             num_finished_requests=self._num_finished,
+            num_failed_requests=self._num_failed,
+            last_step_num_seqs=self._last_step[0],
+            last_step_num_tokens=self._last_step[1],
         )
 
     def check_invariants(self) -> None:
         """Raises AssertionError unless the books of scheduler and block manager agree. For tests."""
         self._scheduler.check_invariants()
-        assert len(self._requests) == self._scheduler.num_running + self._scheduler.num_waiting, "a request is lost"
+        num_unfinished = sum(
+            completion.seq.status is not SequenceStatus.FINISHED for completion in self._completions.values()
+        )
+        assert num_unfinished == self._scheduler.num_running + self._scheduler.num_waiting, "a sequence is lost"
+        assert not any(request.is_finished for request in self._requests.values()), "a finished request is kept"
 
     def close(self) -> None:
         """Ends every request and closes the runner."""
-        for request_id in list(self._by_request_id):
+        for request_id in list(self._requests):
             self.abort(request_id)
         self._runner.close()
-
-
-def _check_output(output: StepOutput, batch: Batch) -> None:
-    """A runner owes at least one token to each sequence whose logits were wanted, and none to the others."""
-    counts = [len(token_ids) for token_ids in output.token_ids]
-    wanted = (batch.logits_start[1:] > batch.logits_start[:-1]).tolist()
-    if [count > 0 for count in counts] != wanted:
-        raise BackendError(
-            f"the model runner returned {counts} token ids for the sequences of a step; it owes them where a sequence "
-            f"wants logits, here {wanted}. Have the backend fixed."
-        )
-
-
-def _check_token_ids(token_ids: Seq[int], vocab_size: int) -> None:
-    for token_id in token_ids:
-        is_integer = isinstance(token_id, int | np.integer) and not isinstance(token_id, bool)
-        if not is_integer or not 0 <= token_id < vocab_size:
-            raise PromptError(
-                f"the prompt holds the token id {token_id!r}; the model's ids are integers from 0 to {vocab_size - 1}. "
-                "Use the tokenizer that belongs to the model."
-            )

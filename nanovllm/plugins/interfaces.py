@@ -6,7 +6,6 @@ The engine calls these and nothing else. One engine calls its runner from one th
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal, Protocol
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from nanovllm.batch import Batch, StepOutput
 from nanovllm.model_info import ModelInfo
-from nanovllm.sampler import sample
+from nanovllm.sampler import draw, sample
 
 __all__ = ["KVMode", "LogitsModelRunner", "ModelRunner", "PendingStep", "Tokenizer"]
 
@@ -47,6 +46,12 @@ class ModelRunner(ABC):
 
     model_info: ModelInfo
     preferred_block_size: int = 32  # tokens
+    honours: frozenset[str] = frozenset()
+    """Which optional parts of the step contract it honours; a request that needs another one is refused.
+
+    edits: `SamplingBatch.edits`. logprobs: `SamplingBatch.num_logprobs`. prompt_logprobs: `SamplingBatch.targets`.
+    drafts: several sampled rows of one sequence in a step.
+    """
     kv: KVMode | None = None
     """How it keeps the KV cache, where that is not what its plugin's record says: a plugin may have several runners."""
 
@@ -74,7 +79,9 @@ class ModelRunner(ABC):
 
 
 class LogitsModelRunner(ModelRunner):
-    """A runner that yields plain logits; the core's sampler picks the tokens."""
+    """A runner that yields plain logits; the core's sampler picks the tokens and honours the whole contract."""
+
+    honours = frozenset({"edits", "logprobs", "prompt_logprobs", "drafts"})
 
     @abstractmethod
     def forward(self, batch: Batch) -> npt.NDArray[np.float32]:
@@ -83,9 +90,15 @@ class LogitsModelRunner(ModelRunner):
         The array stays the runner's and may be overwritten by the next call.
         """
 
+    def draw(
+        self, logits: npt.NDArray[np.float32], rows: npt.NDArray[np.void], uniforms: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.int64]:
+        """`nanovllm.sampler.draw`; a runner that has it compiled overrides this. Rows are not always those of the step,
+        nor as wide: edited ones come apart, and without the tokens that cannot come."""
+        return draw(logits, rows, uniforms)
+
     def execute(self, batch: Batch) -> StepOutput:
-        sampled = sample(self.forward(batch), batch.sampling).tolist()
-        return StepOutput([sampled[a:b] for a, b in pairwise(batch.logits_start.tolist())])
+        return sample(self.forward(batch), batch.sampling, batch.logits_start, self.draw)
 
 
 class Tokenizer(ABC):
@@ -111,3 +124,11 @@ class Tokenizer(ABC):
         None where it is not (a decoder that strips or joins by context); detokenizing is then slower.
         """
         return None
+
+    def inner_token_bytes(self) -> Seq[bytes] | None:
+        """The bytes that every token id adds to a text that has already begun; structured output is matched on them.
+
+        Known for more tokenizers than `token_bytes`: sentencepiece's drop a leading space, but only of the whole text.
+        Special tokens are given as they are written out. None where a token's text depends on its neighbours.
+        """
+        return self.token_bytes()

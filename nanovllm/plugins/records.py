@@ -43,6 +43,8 @@ class ModelRunnerPlugin:
     kv: KVMode = "paged"
     tokenizer: str | None = None
     """Name of the tokenizer plugin to use where the user names none and the model has no folder."""
+    status: Callable[[], str] | None = None
+    """Says in words what is worth knowing about the installation, such as which compiled kernels are active."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,7 +90,7 @@ def refused_while_another_runs(llm: LLM, error: type[NanoVLLMError], *words: str
         ([[True, 1]], ["True", "ids are integers from 0 to 511"]),
         ([["a"]], ["'a'", "ids are integers from 0 to 511"]),
         (None, ["None", "must be a text, a list of token ids"]),
-        ({"prompt": "x"}, ["{'prompt': 'x'}", "must be a text, a list of token ids"]),
+        ({"text": "x"}, ["'text'", "a mapping may have prompt"]),
         (["good", None], ["None", "must be a text or a list of token ids"]),
         (b"bytes", ["b'bytes'", "must be a text"]),
         (["good", b"bytes"], ["b'bytes'", "must be a text"]),

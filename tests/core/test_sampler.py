@@ -23,15 +23,23 @@ def rows_of(*params: SamplingParams) -> npt.NDArray[np.void]:
     return np.frombuffer(b"".join(made), SAMPLING_ROW)
 
 
+def tokens_of(logits: Float32Array, sampling: SamplingBatch) -> npt.NDArray[np.int64]:
+    """The token of each row, int64 (rows,)."""
+    output = sample(logits, sampling, np.arange(len(logits) + 1, dtype=np.int32))
+    assert all(len(tokens) == 1 for tokens in output.token_ids)
+    assert output.logprobs is None
+    return np.array([token for tokens in output.token_ids for token in tokens], np.int64)
+
+
 def sample_one(logits: Float32Array, params: SamplingParams, position: int = 0) -> int:
     batch = SamplingBatch(rows=rows_of(params), positions=np.array([position], np.int64))
-    return int(sample(logits[None], batch)[0])
+    return int(tokens_of(logits[None], batch)[0])
 
 
 def sample_many(logits: Float32Array, params: SamplingParams, count: int) -> npt.NDArray[np.int64]:
     """`count` draws from one row of logits, at positions 0, 1, 2 ..."""
     rows = np.repeat(rows_of(params), count)
-    return sample(np.tile(logits, (count, 1)), SamplingBatch(rows=rows, positions=np.arange(count, dtype=np.int64)))
+    return tokens_of(np.tile(logits, (count, 1)), SamplingBatch(rows=rows, positions=np.arange(count, dtype=np.int64)))
 
 
 def distribution(logits: Float32Array, params: SamplingParams) -> dict[int, float]:
@@ -126,7 +134,7 @@ def test_a_token_is_always_one_that_the_filters_leave(values: list[float], param
     allowed = distribution(logits, params)
     for position in range(5):
         batch = SamplingBatch(rows=rows, positions=np.array([position], np.int64))
-        assert int(sample(logits[None], batch)[0]) in allowed
+        assert int(tokens_of(logits[None], batch)[0]) in allowed
 
 
 @given(logits_lists, filters, st.integers(0, 1000))
@@ -178,12 +186,12 @@ def test_the_filters_leave_the_tokens_that_transformers_leaves(
 def test_greedy_takes_the_largest_logit_and_of_equals_the_first() -> None:
     logits = np.array([[0, 3, 1, 3], [-5, -6, -7, -5], [-np.inf, -np.inf, 2, 1]], np.float32)
     batch = SamplingBatch(rows=rows_of(*[SamplingParams(temperature=0)] * 3), positions=np.arange(3))
-    assert sample(logits, batch).tolist() == [1, 0, 2]
+    assert tokens_of(logits, batch).tolist() == [1, 0, 2]
 
 
 def test_no_rows_give_no_tokens() -> None:
     batch = SamplingBatch(rows=rows_of()[:0], positions=np.zeros(0, np.int64))
-    assert sample(np.zeros((0, 5), np.float32), batch).tolist() == []
+    assert tokens_of(np.zeros((0, 5), np.float32), batch).tolist() == []
 
 
 @given(st.data())
@@ -197,11 +205,11 @@ def test_a_row_gives_the_same_token_whatever_the_other_rows_are(data: st.DataObj
     rows = rows_of(*params).copy()
     rows["seed"] = rng.integers(0, 2**63, count)
     positions = rng.integers(0, 5000, count)
-    together = sample(logits, SamplingBatch(rows=rows, positions=positions)).tolist()
+    together = tokens_of(logits, SamplingBatch(rows=rows, positions=positions)).tolist()
     order = data.draw(st.permutations(range(count)))
-    shuffled = sample(logits[order], SamplingBatch(rows=rows[order], positions=positions[order])).tolist()
+    shuffled = tokens_of(logits[order], SamplingBatch(rows=rows[order], positions=positions[order])).tolist()
     alone = [
-        int(sample(logits[i : i + 1], SamplingBatch(rows=rows[i : i + 1], positions=positions[i : i + 1]))[0])
+        int(tokens_of(logits[i : i + 1], SamplingBatch(rows=rows[i : i + 1], positions=positions[i : i + 1]))[0])
         for i in range(count)
     ]
     assert together == alone

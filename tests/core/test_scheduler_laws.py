@@ -15,7 +15,7 @@ from backends.mock.runner import MockRunner, next_token
 from nanovllm import EngineConfig, FinishReason, SamplingParams
 from nanovllm.engine.batch_builder import build_batch
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.scheduler import POLICIES, Schedule, Scheduler
+from nanovllm.engine.scheduler import Schedule, Scheduler
 from nanovllm.engine.sequence import Sequence, SequenceStatus
 
 VOCAB_SIZE = 7  # small, so that end-of-sequence is sampled often
@@ -115,20 +115,18 @@ class World:
             assert new_tokens.get(seq.seq_id) == 1 or seq.status is SequenceStatus.WAITING, f"{seq} was held back"
 
     def check_victims(self, preempted: list[Sequence]) -> None:
-        urgency = POLICIES[self.config.scheduling_policy]
         survivors = self.with_status(SequenceStatus.RUNNING)
         for victim in preempted:
-            assert all(urgency(victim) > urgency(seq) for seq in survivors), f"{victim} was preempted out of turn"
+            assert all(victim.urgency > seq.urgency for seq in survivors), f"{victim} was preempted out of turn"
 
     def check_admissions(self, step: Schedule, waiting: list[Sequence]) -> None:
         """Admission is in order of urgency; only a prefix that this step computes lets others pass."""
-        urgency = POLICIES[self.config.scheduling_policy]
         admitted = [seq for seq in waiting if seq.status is SequenceStatus.RUNNING]
         for seq in admitted:
             assert seq in step.sequences
             assert not self.computed_by_another(seq, step), f"{seq} computes a block that another one computes now"
             for other in waiting:
-                if other.status is SequenceStatus.WAITING and urgency(other) < urgency(seq):
+                if other.status is SequenceStatus.WAITING and other.urgency < seq.urgency:
                     assert self.shares_a_block(other, step), f"{seq} passed {other}"
 
     def computed_by_another(self, seq: Sequence, step: Schedule) -> bool:
