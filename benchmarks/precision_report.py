@@ -25,6 +25,7 @@ CONTEXT = 200
 PREFILL = 512
 DECODES = (1, 48)
 BLOCK_SIZE = 32
+MAX_MODEL_LEN = 4096
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8w", "int4")
 
 
@@ -125,13 +126,21 @@ def report_held_out(num_questions: int, precisions: Sequence[str]) -> None:
 
 
 def measure(shape: str, precision: str, keep: str, folder: Path) -> dict[str, float]:
-    from export.peak_memory import peak_memory_bytes
+    from export import export_model
     from nanovllm.model_info import ModelInfo
 
-    start = time.perf_counter()
-    export_random(shape, precision, keep, folder)
-    row: dict[str, float] = {"export s": time.perf_counter() - start, "export MiB": (peak_memory_bytes() or 0) / 2**20}
-    row["MiB"] = sum(file.stat().st_size for file in folder.iterdir()) / 2**20
+    report = export_model(
+        shape,
+        folder,
+        precision=precision,
+        keep=[keep],
+        random_weights=True,
+        max_model_len=MAX_MODEL_LEN,
+        block_size=BLOCK_SIZE,
+        progress=False,
+    )
+    row: dict[str, float] = {"export s": report.seconds, "export MiB": (report.peak_memory_bytes or 0) / 2**20}
+    row["MiB"] = report.num_bytes / 2**20
     before, start = resident_mib(), time.perf_counter()
     runner = load_runner(folder)
     row["load s"], row["load MiB"] = time.perf_counter() - start, resident_mib() - before
@@ -144,28 +153,6 @@ def measure(shape: str, precision: str, keep: str, folder: Path) -> dict[str, fl
     batch = make_batch(1, PREFILL, 0, vocab_size)
     row["prefill tok/s"] = PREFILL / best_time(lambda: runner.forward(batch), 8)
     return row
-
-
-def export_random(shape: str, precision: str, keep: str, folder: Path) -> None:
-    """An export of the shape with random weights."""
-    from export.folder import MODEL_FILE
-    from export.graph import build_graph
-    from export.model_facts import make_model_info
-    from export.precision import PrecisionPlan, parse_keep
-    from nanovllm.architectures import decoder_from_config
-    from nanovllm.known_shapes import KNOWN_SHAPES
-    from nanovllm.model_info import MODEL_INFO_FILE
-    from nanovllm.random_weights import RandomCheckpoint
-
-    checkpoint: Any = RandomCheckpoint(KNOWN_SHAPES[shape])
-    decoder = decoder_from_config(checkpoint.config)
-    plan, length = PrecisionPlan(precision, parse_keep([keep])), 4096
-    graph = build_graph(decoder, checkpoint, max_model_len=length, producer_version="benchmark", precisions=plan)
-    (folder / MODEL_FILE).write_bytes(graph.model.SerializeToString())
-    weights = graph.plan.write(folder, lambda num_bytes: None)
-    facts = {"name": shape, "source": "random", "max_model_len": length, "block_size": BLOCK_SIZE}
-    info = make_model_info(checkpoint, decoder.geometry, graph, weights, **facts, quantization=plan.as_document())
-    (folder / MODEL_INFO_FILE).write_text(info.to_json(), encoding="utf-8")
 
 
 def load_runner(folder: Path) -> Any:

@@ -2,18 +2,22 @@
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nanovllm.errors import ConfigError, NanoVLLMError
 
 if TYPE_CHECKING:
     from export.exporter import ExportReport
+    from export.verify import Agreement, Verification
 
 __all__ = ["main"]
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
+
+Row = tuple[str, str]
+"""Label and value."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         help="layers that get another precision, such as lm_head=fp32 or layers.0=int8 or down_proj=int8",
     )
     parser.add_argument("--no-smoothing", action="store_true", help="leave outlying channels where they are")
-    parser.add_argument("--verify", action="store_true", help="run the export and compare its answers with float32's")
+    parser.add_argument("--verify", action="store_true", help="compare its answers with float32's and transformers'")
     parser.add_argument("--verify-text", metavar="FILE", help="as --verify, with the perplexity of this text")
     parser.add_argument("--device", default="cpu", help="what the model is to run on: cpu (default)")
     parser.add_argument("--max-length", type=int, metavar="N", help="longest sequence in tokens (default: the model's)")
@@ -93,20 +97,21 @@ def _export_with_optimum(arguments: argparse.Namespace) -> int:
         force=arguments.force,
         python=arguments.optimum_python,
     )
-    rows = {
-        "Model": report.model_name,
-        "Exporter": "optimum",
-        "Size on disk": f"{report.num_bytes / 2**20:,.1f} MiB",
-        "Time": f"{report.seconds:.2f} s",
-        "Folder": str(report.folder),
-    }
-    _print_table(rows)
+    _print_table(
+        [
+            ("Model", report.model_name),
+            ("Exporter", "optimum"),
+            ("Size on disk", f"{report.num_bytes / 2**20:,.1f} MiB"),
+            ("Time", f"{report.seconds:.2f} s"),
+            ("Folder", str(report.folder)),
+        ]
+    )
     return 0
 
 
-def _print_table(rows: Mapping[str, str]) -> None:
-    width = max(map(len, rows))
-    print("\n".join(f"{label:<{width}}  {value}" for label, value in rows.items()))
+def _print_table(rows: Sequence[Row]) -> None:
+    width = max(len(label) for label, _ in rows)
+    print("\n".join(f"{label:<{width}}  {value}" for label, value in rows))
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -135,40 +140,52 @@ def _export(arguments: argparse.Namespace) -> int:
         progress=not arguments.no_progress,
     )
     peak = report.peak_memory_bytes
-    rows = {
-        "Model": f"{report.model_name} ({report.model_type})",
-        "Parameters": f"{report.num_parameters:,}",
-        "Precision": report.precision,
-        **_layer_rows(report),
-        **_verification_rows(report),
-        "Size on disk": f"{report.num_bytes / 2**20:,.1f} MiB",
-        "Time": f"{report.seconds:.2f} s",
-        "Peak memory": "unknown" if peak is None else f"{peak / 2**20:,.0f} MiB",
-        "Folder": str(report.folder),
-    }
-    _print_table(rows)
+    _print_table(
+        [
+            ("Model", f"{report.model_name} ({report.model_type})"),
+            ("Parameters", f"{report.num_parameters:,}"),
+            ("Precision", report.precision),
+            *_layer_rows(report),
+            *([] if report.verification is None else _verification_rows(report.verification)),
+            ("Size on disk", f"{report.num_bytes / 2**20:,.1f} MiB"),
+            ("Time", f"{report.seconds:.2f} s"),
+            ("Peak memory", "unknown" if peak is None else f"{peak / 2**20:,.0f} MiB"),
+            ("Folder", str(report.folder)),
+        ]
+    )
     if report.precision == "fp32":
         print("On CPUs --precision int8 is a quarter of the size and faster; --verify compares its answers.")
     return 0
 
 
-def _layer_rows(report: "ExportReport") -> dict[str, str]:
+def _layer_rows(report: "ExportReport") -> list[Row]:
     """For each precision its layers: kind and, where there are several, number."""
-    rows: dict[str, list[str]] = {}
+    kinds: dict[str, list[str]] = {}
     for kind, counts in report.layers.items():
         for precision, count in counts.items():
-            rows.setdefault(f"  {precision}", []).append(kind if count == 1 else f"{count} {kind}")
-    return {label: ", ".join(kinds) for label, kinds in rows.items()}
+            kinds.setdefault(precision, []).append(kind if count == 1 else f"{count} {kind}")
+    return [(f"  {precision}", ", ".join(names)) for precision, names in kinds.items()]
 
 
-def _verification_rows(report: "ExportReport") -> dict[str, str]:
-    found = report.verification
-    if found is None:
-        return {}
-    return {
-        "Against float32": f"{found.num_positions} tokens of {found.num_prompts} answers",
-        "  Same top token": f"{found.top1_agreement:.2%}",
-        "  Same answers": f"{found.same_answers:.0%}",
-        "  Mean KL": f"{found.mean_kl:.2e} nats",
-        "  Perplexity": f"{found.perplexity:.4f}, float32 {found.reference_perplexity:.4f} ({found.perplexity_of})",
-    }
+def _verification_rows(found: "Verification") -> list[Row]:
+    rows = [
+        ("Against float32", f"{found.num_positions} tokens of {found.num_prompts} answers"),
+        ("  Same answers", f"{found.same_answers:.0%}"),
+        *_agreement_rows(found, "float32", found.perplexity_of),
+    ]
+    theirs = found.transformers
+    if theirs is None:
+        return [*rows, ("Against transformers", f"not compared: {found.transformers_note}")]
+    return [
+        *rows,
+        ("Against transformers", f"{theirs.version}, at the same tokens"),
+        *_agreement_rows(theirs, "transformers", found.perplexity_of),
+    ]
+
+
+def _agreement_rows(found: "Agreement", reference: str, perplexity_of: str) -> list[Row]:
+    return [
+        ("  Same top token", f"{found.top1_agreement:.2%}"),
+        ("  Mean KL", f"{found.mean_kl:.2e} nats"),
+        ("  Perplexity", f"{found.perplexity:.4f}, {reference} {found.reference_perplexity:.4f} ({perplexity_of})"),
+    ]

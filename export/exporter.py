@@ -21,7 +21,7 @@ from nanovllm.architectures import ArchitectureError, Decoder, UnknownArchitectu
 from nanovllm.checkpoint import CONFIG_FILE, GENERATION_CONFIG_FILE, Checkpoint, resolve_model
 from nanovllm.errors import CheckpointError, ConfigError, ExportError, UnsupportedModelError
 from nanovllm.model_info import MODEL_INFO_FILE, ModelInfo, WeightsFile
-from nanovllm.random_weights import random_checkpoint
+from nanovllm.random_weights import RandomCheckpoint, random_checkpoint
 
 if TYPE_CHECKING:
     from export.verify import Verification
@@ -71,12 +71,13 @@ def export_model(
     precision: one of `PRECISIONS`. keep: layers that get another one, texts of the form PATTERN=PRECISION; see
     `export.precision.KeepRule`. smoothing: whether quantized layers get outlying channels of their inputs folded into
     their weights, which leaves the model's function as it is; see `export.smoothing`. verify: whether to run the export
-    against float32 and to keep the comparison in model_info.json; see `export.verify`. verify_text: a file of text to
-    measure the perplexity on; implies verify. device: "cpu". max_model_len: longest sequence in tokens, by default and
-    at most the checkpoint's own. block_size: tokens of a KV block that the engine prefers for this model. revision:
-    branch, tag or commit of a hub id. random_weights: draw the weights from `seed` instead of reading them; `model` is
-    then a folder with a config.json, or one of `nanovllm.known_shapes`. force: replace an existing export. progress:
-    bar on stderr. The folder appears complete or not at all.
+    against float32, ours and, where it is installed, transformers', and to keep the comparison in model_info.json; see
+    `export.verify`. verify_text: a file of text to measure the perplexity on; implies verify. device: "cpu".
+    max_model_len: longest sequence in tokens, by default and at most the checkpoint's own. block_size: tokens of a KV
+    block that the engine prefers for this model. revision: branch, tag or commit of a hub id. random_weights: draw the
+    weights from `seed` instead of reading them; `model` is then a folder with a config.json, or one of
+    `nanovllm.known_shapes`. force: replace an existing export. progress: bar on stderr. The folder appears complete or
+    not at all.
 
     Raises `ModelError` (`ModelNotFoundError`, `CheckpointError`, `UnsupportedModelError`, `ExportError`) or
     `ConfigError` for an option out of range.
@@ -204,7 +205,8 @@ def _verify(
     producer_version = package_version("nanovllm")
     graph = build_graph(decoder, checkpoint, max_model_len=info.max_model_len, producer_version=producer_version)
     _write_model(reference, graph, progress=progress)
-    verification = verify(folder, reference, info, checkpoint.folder, text)
+    drawn = isinstance(checkpoint, RandomCheckpoint)
+    verification = verify(folder, reference, info, checkpoint.folder, text, random_weights=drawn)
     shutil.rmtree(reference)
     return verification
 

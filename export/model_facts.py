@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from export.graph import OnnxGraph
-from nanovllm.architectures import Geometry
+from nanovllm.architectures import Geometry, Rope
 from nanovllm.checkpoint import Checkpoint
 from nanovllm.errors import CheckpointError
 from nanovllm.model_info import KVCacheInfo, ModelInfo, WeightsFile
@@ -36,7 +36,6 @@ def make_model_info(
 ) -> ModelInfo:
     """Raises `CheckpointError` where a token id of the configs is not one."""
     generation = checkpoint.generation_config
-    rope = geometry.rope
     return ModelInfo(
         model_name=name,
         model_type=geometry.model_type,
@@ -50,7 +49,7 @@ def make_model_info(
         num_kv_heads=geometry.num_kv_heads,
         head_dim=geometry.head_dim,
         max_model_len=max_model_len,
-        rope={} if rope is None else {"theta": rope.theta, "dim": rope.dim, "interleaved": rope.interleaved},
+        rope={} if geometry.rope is None else _rope(geometry.rope, checkpoint.config),
         kv_cache=KVCacheInfo(block_size=block_size),
         quantization=quantization,
         generation_defaults={key: generation[key] for key in _GENERATION_FIELDS if generation.get(key) is not None},
@@ -62,6 +61,37 @@ def make_model_info(
         source=source,
         source_revision=_snapshot_revision(checkpoint.folder),
     )
+
+
+def _rope(rope: Rope, config: Mapping[str, Any]) -> dict[str, Any]:
+    """scaling: see `_rope_scaling`."""
+    scaling = _rope_scaling(rope, config)
+    return {"theta": rope.theta, "dim": rope.dim, "interleaved": rope.interleaved, "scaling": scaling}
+
+
+def _rope_scaling(rope: Rope, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """rope_type and its parameters as config.json gives them, in either dialect; None for plain rotary embedding.
+
+    Where the layers have several ropes, the whole object of config.json, by type of layer. longrope has two sets of
+    factors: "picked" names the one in the graph.
+    """
+    given: dict[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if any(isinstance(value, dict) for value in given.values()):
+        return given
+    rope_type = given.get("rope_type", given.get("type", "default"))
+    if rope_type == "default":
+        return None
+    scaling = {"rope_type": rope_type, **{key: given[key] for key in given if key not in _NOT_OF_SCALING}}
+    if config.get(_ORIGINAL_LENGTH) is not None:
+        scaling[_ORIGINAL_LENGTH] = config[_ORIGINAL_LENGTH]
+    for factors in ("long_factor", "short_factor"):
+        if tuple(given.get(factors, ())) == rope.divisors:
+            scaling["picked"] = factors
+    return scaling
+
+
+_NOT_OF_SCALING = ("type", "rope_type", "rope_theta", "partial_rotary_factor")
+_ORIGINAL_LENGTH = "original_max_position_embeddings"  # Phi-3 keeps it outside of the object
 
 
 def package_version(package: str) -> str:

@@ -1,24 +1,34 @@
 """`--verify`: an export held against float32, on the answers that float32 gives.
 
-In: two exported folders of one checkpoint and, if wanted, a text. Out: a `Verification`. A few prompts are continued
-greedily in float32; then both models read prompt and continuation, and at each token of the continuation their
-distributions are compared. So one early difference does not count again in all that follows it.
+In: two exported folders of one checkpoint, the checkpoint and, if wanted, a text. Out: a `Verification`. A few prompts
+are continued greedily in float32; then both models read prompt and continuation, and at each token of the continuation
+their distributions are compared. So one early difference does not count again in all that follows it. transformers,
+where it is installed, reads the same tokens, so that a defect common to all our exports would show.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from export.graph_session import GraphSession
+from export.transformers_reference import NoTransformersError, TransformersReference
 from nanovllm.chat_template import ChatTemplate
 from nanovllm.errors import ExportError
 from nanovllm.model_info import ModelInfo
 
-__all__ = ["PROMPTS", "Comparison", "Verification", "compare_logits", "verify"]
+__all__ = [
+    "PROMPTS",
+    "Agreement",
+    "Comparison",
+    "TransformersAgreement",
+    "Verification",
+    "compare_logits",
+    "verify",
+]
 
 PROMPTS = (
     "What is the capital of France?",
@@ -61,60 +71,132 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """What model_info.json says under "verification".
+class Agreement:
+    """An export and a float32 reference along the same answers.
 
-    top1_agreement: share of positions at which both models prefer the same token. mean_kl: of the export's distribution
-    from the reference's, in nats. same_answers: share of prompts that both continue alike to the end. perplexity: of
-    perplexity_of, "text" where one was given, else "answers".
+    num_positions: tokens of the answers. top1_agreement: share of them at which both models prefer the same token.
+    mean_kl: of the export's distribution from the reference's, in nats. perplexity, reference_perplexity: of the text
+    where one was given, else of the answers.
     """
 
-    num_prompts: int
     num_positions: int
     top1_agreement: float
     mean_kl: float
-    same_answers: float
-    perplexity_of: str
     perplexity: float
     reference_perplexity: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformersAgreement(Agreement):
+    """The reference being the checkpoint in transformers of this version, in float32."""
+
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification(Agreement):
+    """What model_info.json says under "verification"; the reference is our own export in float32.
+
+    same_answers: share of prompts that both continue alike to the end. perplexity_of: "text" or "answers".
+    transformers: the same export at the same tokens against transformers; where it is None, transformers_note says why.
+    """
+
+    num_prompts: int
+    same_answers: float
+    perplexity_of: str
+    transformers: TransformersAgreement | None
+    transformers_note: str | None
 
     def as_document(self) -> dict[str, Any]:
         return {"reference": "float32", **asdict(self)}
 
 
-def verify(export: Path, reference: Path, info: ModelInfo, tokenizer_folder: Path, text: str | None) -> Verification:
-    """Compares the exported folder with `reference`, both of what `info` describes. text: for the perplexity.
+class _Model(Protocol):
+    def logits(self, token_ids: Sequence[int], *, first: int) -> npt.NDArray[np.float32]:
+        """Logits after each token from index `first` on."""
 
-    Raises `ExportError`.
+
+@dataclass(frozen=True, slots=True)
+class _Passage:
+    """Tokens that models read; they are compared where they predict those from index `first` on."""
+
+    token_ids: list[int]
+    first: int
+
+
+def verify(
+    export: Path,
+    reference: Path,
+    info: ModelInfo,
+    checkpoint: Path,
+    text: str | None,
+    *,
+    random_weights: bool = False,
+) -> Verification:
+    """Compares the exported folder with `reference`, both of what `info` describes, and with transformers.
+
+    checkpoint: the folder that both were made from, where the tokenizer is. text: for the perplexity. random_weights:
+    whether its weights were drawn, so that transformers could not read them. Raises `ExportError`.
     """
-    prompts = _prompts(tokenizer_folder, info)
-    windows = [] if text is None else _windows(text, tokenizer_folder, info.max_model_len)
-    longest = max(map(len, [*prompts, *windows])) + _num_tokens(info)
+    prompts, num_tokens = _prompts(checkpoint, info), _num_tokens(info)
+    windows = [] if text is None else [_Passage(ids, 1) for ids in _windows(text, checkpoint, info.max_model_len)]
+    longest = max(*map(len, prompts), *(len(window.token_ids) for window in windows)) + num_tokens
     candidate, original = (GraphSession(folder, info, longest) for folder in (export, reference))
-    answers, num_alike = Comparison(0, 0, 0.0, 0.0, 0.0), 0
+    answers, num_alike = [], 0
     for prompt in prompts:
-        answer = original.greedy(prompt, _num_tokens(info), info.eos_token_ids)
-        answers += _compare(candidate, original, [*prompt, *answer], len(prompt))
-        num_alike += candidate.greedy(prompt, _num_tokens(info), info.eos_token_ids) == answer
-    read = answers
-    if windows:
-        read = sum((_compare(candidate, original, window, 1) for window in windows), Comparison(0, 0, 0.0, 0.0, 0.0))
+        answer = original.greedy(prompt, num_tokens, info.eos_token_ids)
+        answers.append(_Passage([*prompt, *answer], len(prompt)))
+        num_alike += candidate.greedy(prompt, num_tokens, info.eos_token_ids) == answer
+    agreement = _agreement(candidate, original, answers, windows)
+    del original  # gives its memory back before transformers takes as much
+    transformers, note = _against_transformers(candidate, None if random_weights else checkpoint, answers, windows)
     return Verification(
+        **asdict(agreement),
         num_prompts=len(prompts),
-        num_positions=answers.num_positions,
-        top1_agreement=answers.num_same / answers.num_positions,
-        mean_kl=answers.divergence / answers.num_positions,
         same_answers=num_alike / len(prompts),
         perplexity_of="text" if windows else "answers",
+        transformers=transformers,
+        transformers_note=note,
+    )
+
+
+def _against_transformers(
+    candidate: GraphSession, checkpoint: Path | None, answers: Sequence[_Passage], windows: Sequence[_Passage]
+) -> tuple[TransformersAgreement | None, str | None]:
+    """The agreement, or why there is none: the export is not to blame for what transformers cannot do. checkpoint: None
+    where its weights were drawn."""
+    if checkpoint is None:
+        return None, "random weights; there is no checkpoint that transformers could read"
+    try:
+        with TransformersReference(checkpoint) as model:
+            agreement = _agreement(candidate, model, answers, windows)
+            return TransformersAgreement(**asdict(agreement), version=model.version), None
+    except NoTransformersError as error:
+        return None, str(error)
+
+
+def _agreement(
+    candidate: _Model, reference: _Model, answers: Sequence[_Passage], windows: Sequence[_Passage]
+) -> Agreement:
+    """windows: of the text for the perplexity; none: it is that of the answers."""
+    found = _compare(candidate, reference, answers)
+    read = _compare(candidate, reference, windows) if windows else found
+    return Agreement(
+        num_positions=found.num_positions,
+        top1_agreement=found.num_same / found.num_positions,
+        mean_kl=found.divergence / found.num_positions,
         perplexity=float(np.exp(read.loss / read.num_positions)),
         reference_perplexity=float(np.exp(read.reference_loss / read.num_positions)),
     )
 
 
-def _compare(candidate: GraphSession, original: GraphSession, token_ids: Sequence[int], first: int) -> Comparison:
-    """Both models at the tokens from index `first` on, each predicted from those before it."""
-    rows, reference_rows = (session.logits(token_ids[:-1], first=first - 1) for session in (candidate, original))
-    return compare_logits(rows, reference_rows, token_ids[first:])
+def _compare(candidate: _Model, reference: _Model, passages: Sequence[_Passage]) -> Comparison:
+    total = Comparison(0, 0, 0.0, 0.0, 0.0)
+    for passage in passages:
+        read, first = passage.token_ids[:-1], passage.first
+        rows, reference_rows = (model.logits(read, first=first - 1) for model in (candidate, reference))
+        total += compare_logits(rows, reference_rows, passage.token_ids[first:])
+    return total
 
 
 def compare_logits(

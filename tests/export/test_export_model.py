@@ -92,7 +92,7 @@ def test_model_info_says_what_the_checkpoint_says(checkpoint: Path) -> None:
     assert info.eos_token_ids == (7, 8), "generation_config.json comes before config.json"
     assert (info.bos_token_id, info.pad_token_id) == (None, None)
     assert (info.max_model_len, info.kv_cache.block_size) == (100, 16)
-    assert info.rope == {"theta": 10000.0, "dim": 16, "interleaved": False}
+    assert info.rope == {"theta": 10000.0, "dim": 16, "interleaved": False, "scaling": None}
     assert info.generation_defaults == {"temperature": 0.7, "top_k": 20}
     assert info.tokenizer_files == ("tokenizer.json", "chat_template.jinja")
     assert info.producer.keys() == {"nanovllm", "onnx", "numpy"}

@@ -1,6 +1,10 @@
-"""--verify: its numbers are those of an independent computation, and what it cannot do it says."""
+"""--verify: its numbers are those of an independent computation, and what it cannot do it says.
+
+The comparison with transformers has tests of its own.
+"""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,12 @@ from nanovllm.testing import ReferenceModel, teacher_forced_logits, tiny_config,
 
 Float32Array = npt.NDArray[np.float32]
 GREEDY = SamplingParams(temperature=0, max_tokens=48)
+
+
+@pytest.fixture(autouse=True)
+def _without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading it would take most of the time."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
 
 
 def test_two_distributions_are_compared_as_torch_does() -> None:
