@@ -260,4 +260,5 @@ class LLMEngine:
         """Ends every request and closes the runner."""
         for request_id in list(self._requests):
             self.abort(request_id)
+        self._intake.close()
         self._runner.close()

@@ -75,6 +75,12 @@ class GrammarCompiler:
             )
         return self._cached(text)
 
+    def close(self) -> None:
+        """Ends the threads; nothing is compiled and no mask computed afterwards."""
+        self._executor.shutdown(wait=False)
+        if "_deep_thread" in self.__dict__:
+            self._deep_thread.shutdown(wait=False)
+
     @cached_property
     def _llguidance_tokenizer(self) -> "LLTokenizer":
         from llguidance import LLTokenizer, TokenizerWrapper

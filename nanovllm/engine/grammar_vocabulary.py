@@ -48,8 +48,14 @@ class GrammarVocabulary:
         self._tokenizer = tokenizer
 
     def __call__(self, text: bytes) -> list[int]:
-        """Token ids that spell `text`, UTF-8, as the model would most likely write it in the middle of a text."""
-        token_ids = self._tokenizer.encode(text.decode(), add_special_tokens=False)
+        """Token ids that spell `text`, UTF-8, as the model would most likely write it in the middle of a text.
+
+        Raises nothing: llguidance takes any exception for a tokenizer that wants strings, and a later one for fatal.
+        """
+        try:
+            token_ids = self._tokenizer.encode(text.decode(), add_special_tokens=False)
+        except ValueError:  # a tokenizer that does not know every text
+            return self._greedy(text)
         if self._spells(token_ids, text):
             return token_ids
         return self._greedy(text)  # it read a special token out of the text, or began with a space of its own

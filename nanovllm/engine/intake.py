@@ -64,6 +64,10 @@ class Intake:
             request.add_completion(seq, self._detokenizers.make(params, token_ids) if params.detokenize else None)
         return request
 
+    def close(self) -> None:
+        """Nothing is prepared afterwards."""
+        self._grammars.close()
+
     def _sequence(
         self,
         index: int,
