@@ -18,10 +18,10 @@ from collections.abc import Callable
 from typing import Any
 
 from nanovllm import EngineConfig, RequestOutputKind, SamplingParams
-from nanovllm.engine import engine as engine_module
+from nanovllm.engine import execution as execution_module
 from nanovllm.engine.build import build_engine
-from nanovllm.engine.engine import LLMEngine
 from nanovllm.engine.scheduler import Scheduler
+from nanovllm.plugins import ModelRunner
 
 Seconds = Counter[str]
 
@@ -61,8 +61,8 @@ def _time_parts(seconds: Seconds) -> None:
 
     Scheduler.schedule = timed("schedule", Scheduler.schedule)
     Scheduler.update = timed("update", Scheduler.update)
-    LLMEngine._execute = timed("runner", LLMEngine._execute)
-    engine_module.build_batch = timed("batch", engine_module.build_batch)
+    ModelRunner.submit = timed("runner", ModelRunner.submit)
+    execution_module.build_batch = timed("batch", execution_module.build_batch)
 
 
 def _round(options: argparse.Namespace, seconds: Seconds) -> Seconds:

@@ -1,6 +1,7 @@
 """nanovllm: a small LLM inference engine with pluggable backends."""
 
-from nanovllm.async_llm import AsyncLLM
+from typing import TYPE_CHECKING, Any
+
 from nanovllm.config import EngineConfig, SpeculativeConfig
 from nanovllm.errors import (
     BackendError,
@@ -32,6 +33,9 @@ from nanovllm.outputs import (
 )
 from nanovllm.sampling_params import RequestOutputKind, SamplingParams
 from nanovllm.structured_outputs import StructuredOutputsParams
+
+if TYPE_CHECKING:
+    from nanovllm.async_llm import AsyncLLM
 
 __version__ = "0.1.0"
 
@@ -68,3 +72,12 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """AsyncLLM is imported when it is asked for: asyncio takes longer than all the rest."""
+    if name == "AsyncLLM":
+        from nanovllm.async_llm import AsyncLLM
+
+        return AsyncLLM
+    raise AttributeError(f"module 'nanovllm' has no attribute {name!r}")

@@ -119,10 +119,12 @@ def _check_output(output: StepOutput, batch: Batch, vocab_size: int) -> None:
             f"the model runner returned {counts} token ids for the sequences of a step; it owes one for each sampled "
             f"row, here {num_rows}. Have the backend fixed."
         )
-    for token_ids in output.token_ids:
-        for token_id in token_ids:
-            if not 0 <= token_id < vocab_size:
-                raise BackendError(f"the model runner sampled token {token_id}; the model's are 0 .. {vocab_size - 1}.")
+    sampled = [token_id for token_ids in output.token_ids for token_id in token_ids]
+    if sampled and not 0 <= min(sampled) <= max(sampled) < vocab_size:
+        raise BackendError(
+            f"the model runner sampled tokens from {min(sampled)} to {max(sampled)}; the model's ids are 0 to "
+            f"{vocab_size - 1}. Have the backend fixed."
+        )
     if sampling.num_logprobs is not None:
         wanted = (sampling.num_logprobs >= 0).tolist()
         if output.logprobs is None or [row is not None for row in output.logprobs] != wanted:

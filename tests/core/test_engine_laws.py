@@ -349,6 +349,13 @@ class MiscountingRunner(MockRunner):
         return StepOutput(self.spoil([list(ids) for ids in super().execute(batch).token_ids]))
 
 
+@pytest.mark.parametrize("token_id", [-1, VOCAB_SIZE])
+def test_a_token_that_the_model_does_not_have_is_a_backend_error(token_id: int) -> None:
+    engine = make_engine(MiscountingRunner(lambda ids: [[token_id] for _ in ids]))
+    engine.add(engine.prepare("0", [1], GREEDY))
+    assert f"{token_id}" in errors_of(engine.step())["0"]
+
+
 @pytest.mark.parametrize(
     "spoil",
     [lambda ids: ids[:-1], lambda ids: [*ids, [1]], lambda ids: [[], *ids[1:]], lambda ids: []],
