@@ -15,6 +15,8 @@ Float64Array = npt.NDArray[np.float64]
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
 
+_GROUP = 64  # logits of which the largest is looked at first
+
 
 def row_logprobs(logits: Float32Array, own: Int64Array, num_logprobs: Int32Array) -> list[RowLogprobs | None]:
     """One entry for each row of logits, float32 (R, V); None where `num_logprobs` (R,) is -1.
@@ -39,7 +41,8 @@ def _likeliest(logits: Float32Array, count: int) -> Int64Array:
     """The ids of the `count` largest logits, descending; of equal ones the lower first."""
     if count == 0:
         return np.zeros(0, np.int64)
-    least = np.partition(logits, len(logits) - count)[len(logits) - count]
-    above = np.flatnonzero(logits > least)
-    ids = np.concatenate((above, np.flatnonzero(logits == least)[: count - len(above)]))
-    return ids[np.lexsort((ids, -logits[ids]))]
+    ids = np.arange(len(logits))
+    maxima = np.maximum.reduceat(logits, ids[::_GROUP])
+    if count <= len(maxima):  # the last one sought is not below the maximum of this rank
+        ids = np.flatnonzero(logits >= np.partition(maxima, -count)[-count])
+    return ids[np.argsort(-logits[ids], kind="stable")[:count]]

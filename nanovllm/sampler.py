@@ -45,8 +45,10 @@ def draw(logits: Float32Array, rows: SamplingRows, uniforms: Float64Array) -> In
     """
     is_random = rows["temperature"] > 0
     token_ids = np.zeros(len(logits), np.int64) if is_random.all() else logits.argmax(axis=1)
-    for i in np.flatnonzero(is_random):
-        token_ids[i] = _draw_row(logits[i], rows[i], float(uniforms[i]))
+    if is_random.any():
+        scratch = np.empty((3, logits.shape[1]))
+        for i in np.flatnonzero(is_random):
+            token_ids[i] = _draw_row(logits[i], rows[i], float(uniforms[i]), scratch)
     return token_ids
 
 
@@ -90,12 +92,11 @@ def _splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def _draw_row(logits: Float32Array, row: np.void, u: float) -> int:
-    largest = float(logits.max())
+def _draw_row(logits: Float32Array, row: np.void, u: float, scratch: Float64Array) -> int:
+    largest = logits.max()
     if not np.isfinite(largest):
         return int(np.flatnonzero(~(logits < largest))[-1])
-    with np.errstate(over="ignore"):  # a tiny temperature: -inf, whose weight is 0
-        weights = Weights((logits.astype(np.float64) - largest) / float(row["temperature"]))
+    weights = Weights(logits, float(row["temperature"]), scratch)
     min_p, top_k, top_p = float(row["min_p"]), int(row["top_k"]), float(row["top_p"])
     if min_p > 0:
         weights.keep_from(min_p)

@@ -157,6 +157,10 @@ class SamplingParams:
         form = self.structured_outputs
         if form is not None and not isinstance(form, StructuredOutputsParams):
             raise SamplingParamsError(f"structured_outputs is {form!r}; it must be a StructuredOutputsParams or None.")
+        if form is not None and self.ignore_eos:
+            raise SamplingParamsError(
+                "ignore_eos is set beside structured_outputs; an output that has its form can only end. Leave it out."
+            )
 
     def _check_end(self) -> None:
         if self.max_tokens is not None:

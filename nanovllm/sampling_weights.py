@@ -1,14 +1,14 @@
 """Weights of one row of logits, and what the sampler does with them: the k-th largest, the nucleus, the drawn one.
 
-In: logarithms of weights. Out: thresholds and an index, the same to the bit as from sorting all weights and summing one
-by one, for a tenth of the time: weights are counted in bins of their logarithms, only the bin in which the answer lies
-is looked into, and where the rounding of a sum could change the answer everything is sorted or summed after all.
+In: logits and a temperature. Out: thresholds and an index, the same to the bit as from sorting all weights and summing
+one by one, for a tenth of the time. For the nucleus, weights are counted in bins of their logarithms, and only the bin
+in which the answer lies is sorted; where the rounding of a sum could change an answer, it is taken the long way.
 
     weight  1 ......... e**(-1/W) ......... e**(-2/W) ...       W = bins per unit
     bin     |-- 0 ------|-- 1 --------------|-- 2 ---
-    mass    | 3.1       | 0.8               | 1.9            -> which bin top_p or the k-th largest falls into
+    mass    | 3.1       | 0.8               | 1.9            -> which bin top_p of the sum falls into
 
-Knows nothing about logits, seeds and parameters' names.
+Knows nothing about seeds and requests.
 """
 
 from typing import Literal
@@ -18,26 +18,35 @@ import numpy.typing as npt
 
 __all__ = ["Weights"]
 
+Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
 _BINS_PER_UNIT = 25.6
 _NUM_BINS = 1024  # the last one holds all weights below e**-40
 _BLOCK = 1024  # weights that are summed together
+_GROUP = 64  # weights of which the largest is looked at first
 _ROUNDING = 1e-15  # bounds the error of adding one number, relative to the sum
 
 
 class Weights:
-    """exp(exponents), for exponents float64 (n,) of at most 0, one of them 0.
+    """exp((x - max(x)) / temperature) of logits float32 (n,), of which the largest is finite.
 
-    Weights may be dropped: `len` counts those that are left; indices remain those of `exponents`.
+    scratch: float64 (3, n), written to, and kept as long as the weights are. Giving memory of this size back to the
+    system and taking it anew for every row costs several times what is done with it.
+    Weights may be dropped: `len` counts those that are left; indices remain those of the logits.
     """
 
-    def __init__(self, exponents: Float64Array) -> None:
-        self._exponents = exponents
-        self._values = np.exp(exponents)
+    def __init__(self, logits: Float32Array, temperature: float, scratch: Float64Array) -> None:
+        self._exponents: Float64Array = scratch[0]
+        self._values: Float64Array = scratch[1]
+        self._spare: Float64Array = scratch[2]
+        np.subtract(logits, float(logits.max()), out=self._exponents, dtype=np.float64)
+        with np.errstate(over="ignore"):  # a tiny temperature: -inf, whose weight is 0
+            self._exponents /= temperature
+        np.exp(self._exponents, out=self._values)
         self._indices: Int64Array | None = None  # None: none has been dropped
-        self._rounding = _ROUNDING * len(exponents)
+        self._rounding = _ROUNDING * len(logits)
 
     def __len__(self) -> int:
         return len(self._values)
@@ -51,12 +60,11 @@ class Weights:
 
     def kth_largest(self, k: int) -> float:
         """The k-th largest weight, 1 <= k <= len."""
-        bins = _bins(self._exponents)
-        num_up_to = np.cumsum(np.bincount(bins, minlength=_NUM_BINS))
-        index = int(np.searchsorted(num_up_to, k))
-        inside = self._values[np.flatnonzero(bins == index)]
-        place = int(num_up_to[index]) - k  # in ascending order
-        return float(np.partition(inside, place)[place])
+        values = self._values
+        maxima = np.maximum.reduceat(values, np.arange(0, len(values), _GROUP))
+        if k <= len(maxima):  # the k-th largest maximum is not above what is sought
+            values = values[np.flatnonzero(values >= np.partition(maxima, -k)[-k])]
+        return float(np.partition(values, -k)[-k])
 
     def nucleus_threshold(self, top_p: float) -> float:
         """The smallest weight of the smallest set of largest weights that holds at least top_p of their sum."""
@@ -64,7 +72,7 @@ class Weights:
         target = top_p * total
         # Smaller ones than this are, all together, half of what the nucleus may leave out.
         near = np.flatnonzero(self._values >= 0.5 * (1 - top_p) * total / len(self))
-        values, bins = self._values[near], _bins(self._exponents[near])
+        values, bins = self._values[near], self._bins(self._exponents[near])
         mass_up_to = np.cumsum(np.bincount(bins, values, _NUM_BINS))
         index = min(int(np.searchsorted(mass_up_to, target)), _NUM_BINS - 1)
         before = float(mass_up_to[index - 1]) if index else 0.0
@@ -93,12 +101,13 @@ class Weights:
         if index is not None:
             return start + index
         running = np.cumsum(values)
-        index = int(np.searchsorted(running, u * running[-1], side="right"))
-        return min(index, int(np.flatnonzero(values)[-1]))
+        return int(np.searchsorted(running, u * running[-1], side="right"))
 
-
-def _bins(exponents: Float64Array) -> npt.NDArray[np.int32]:
-    return np.minimum(exponents * -_BINS_PER_UNIT, _NUM_BINS - 1).astype(np.int32)
+    def _bins(self, exponents: Float64Array) -> npt.NDArray[np.int32]:
+        scaled = self._spare[: len(exponents)]
+        np.multiply(exponents, -_BINS_PER_UNIT, out=scaled)
+        np.minimum(scaled, _NUM_BINS - 1, out=scaled)
+        return scaled.astype(np.int32)
 
 
 def _first(

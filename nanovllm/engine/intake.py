@@ -96,7 +96,7 @@ class Intake:
             seq.edits = SequenceEdits(
                 params,
                 token_ids,
-                stop_token_ids=seq.stop_token_ids,
+                stop_token_ids=seq.stop_token_ids | frozenset(self._eos_token_ids),
                 bad_words=bad_words,
                 vocab_size=self._vocab_size,
                 grammar=None if grammar is None else grammar.start(),
@@ -155,8 +155,8 @@ class Intake:
             )
 
     def _check_ids(self, params: SamplingParams) -> None:
-        for name, ids in (("logit_bias", params.logit_bias), ("allowed_token_ids", params.allowed_token_ids)):
-            for token_id in ids or ():
+        for name in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
+            for token_id in getattr(params, name) or ():
                 if not 0 <= token_id < self._vocab_size:
                     raise SamplingParamsError(
                         f"{name} holds the token id {token_id}; the model's ids are 0 to {self._vocab_size - 1}."

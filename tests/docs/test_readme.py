@@ -2,23 +2,25 @@
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from nanovllm import EngineConfig
+from nanovllm import EngineConfig, SamplingParams
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def test_it_starts_with_two_commands() -> None:
@@ -35,6 +37,24 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     with contextlib.redirect_stdout(printed):
         exec(compile(example, "README.md", "exec"), {})
     assert printed.getvalue() == "The capital of France is Paris. stop\n7 + 5 = 12. stop\n"
+
+
+def test_the_guide_to_requests_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANOVLLM_CACHE", str(tmp_path))
+    names: dict[str, object] = {}
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for example in blocks("python", (ROOT / "docs" / "requests.md").read_text(encoding="utf-8")):
+            exec(compile(example, "requests.md", "exec"), names)
+    first, *_, last = printed.getvalue().splitlines()
+    assert set(json.loads(first)) >= {"city"}
+    assert last == "The capital of France is Paris."
+
+
+def test_the_guide_to_requests_names_every_sampling_parameter() -> None:
+    guide = (ROOT / "docs" / "requests.md").read_text(encoding="utf-8")
+    missing = [field.name for field in fields(SamplingParams) if f"`{field.name}`" not in guide]
+    assert missing == []
 
 
 def commands() -> list[str]:
