@@ -25,7 +25,17 @@ __all__ = ["nanovllm_model_runners"]
 
 @hookimpl
 def nanovllm_model_runners() -> Iterable[ModelRunnerPlugin]:
-    return [ModelRunnerPlugin(name="onnxruntime", factory=_make_runner, can_load=_can_load, priority=10)]
+    return [
+        ModelRunnerPlugin(
+            name="onnxruntime", factory=_make_runner, can_load=_can_load, priority=10, status=_kernels_in_words
+        )
+    ]
+
+
+def _kernels_in_words() -> str:
+    from backends.ort.kernels.library import kernel_status
+
+    return f"compiled kernels: {kernel_status().reason}"
 
 
 def _can_load(source: ModelSource) -> Verdict:
@@ -106,13 +116,16 @@ def _make_runner(source: ModelSource, config: EngineConfig) -> ModelRunner:
 
 def _make_paged_runner(folder: Path, num_threads: int, options: "OrtOptions") -> ModelRunner:
     from backends.ort.export_cache import exported
+    from backends.ort.kernels.sampler import CompiledSampler
     from backends.ort.runner import PagedRunner
-    from backends.ort.session import open_session
+    from backends.ort.session import open_with_kernels
 
     if not _is_export(folder):
         folder = exported(folder)
     info = ModelInfo.load(folder)
-    return PagedRunner(open_session(folder, info, num_threads=num_threads, options=options), info)
+    session, kernels = open_with_kernels(folder, info, num_threads=num_threads, options=options)
+    sampler = None if kernels.library is None else CompiledSampler.load(kernels.library, num_threads)
+    return PagedRunner(session, info, kernels, sampler)
 
 
 def _make_dense_runner(dense: "DenseFolder", num_threads: int, options: "OrtOptions") -> ModelRunner:

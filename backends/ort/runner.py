@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from backends.ort.step_runs import StepRun, split_step
+from backends.ort.kernels.library import KernelStatus
+from backends.ort.kernels.sampler import CompiledSampler
+from backends.ort.step_runs import StepRun, split_step, whole_step
 from nanovllm.batch import Batch
 from nanovllm.errors import BackendError, KVCacheError
 from nanovllm.model_info import ModelInfo
@@ -30,10 +32,20 @@ class PagedRunner(LogitsModelRunner):
     """Model runner over one session.
 
     session: an exported graph, opened; owned by the runner from now on. model_info: what model_info.json says of it.
+    kernels: whether the session runs our compiled kernels, which take a ragged step whole; the stock attention pads.
+    sampler: picks the tokens in place of the core's own.
     """
 
-    def __init__(self, session: "InferenceSession", model_info: ModelInfo) -> None:
+    def __init__(
+        self,
+        session: "InferenceSession",
+        model_info: ModelInfo,
+        kernels: KernelStatus = KernelStatus(None, "the session was opened without them"),  # noqa: B008 - it is frozen
+        sampler: CompiledSampler | None = None,
+    ) -> None:
         self.model_info = model_info
+        self.kernels = kernels
+        self._sampler = sampler
         self.preferred_block_size = model_info.kv_cache.block_size
         self._session: InferenceSession | None = session
         self._binding: Any = None
@@ -75,13 +87,25 @@ class PagedRunner(LogitsModelRunner):
             raise BackendError("the KV cache is not allocated: call allocate_kv_cache first.")
         self._logits = _at_least(self._logits, batch.num_logits)
         logits = self._logits[: batch.num_logits]
-        for run in split_step(batch, self._pools.shape[3], self._run_cost):
+        for run in self._runs(batch, self._pools.shape[3]):
             self._run(run, logits)
         return logits
+
+    def draw(
+        self, logits: npt.NDArray[np.float32], rows: npt.NDArray[np.void], uniforms: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.int64]:
+        if self._sampler is None:
+            return super().draw(logits, rows, uniforms)
+        return self._sampler.draw(logits, rows, uniforms)
 
     def close(self) -> None:
         self._binding, self._pools, self._session = None, None, None
         self._logits = self._spare = np.empty((0, self.model_info.vocab_size), np.float32)
+
+    def _runs(self, batch: Batch, block_size: int) -> list[StepRun]:
+        if self.kernels.library is None:
+            return split_step(batch, block_size, self._run_cost)
+        return whole_step(batch, block_size)
 
     def _run(self, run: StepRun, logits: npt.NDArray[np.float32]) -> None:
         """Runs the graph and puts the run's rows where they belong, directly where they stand together."""

@@ -1,10 +1,12 @@
 """Opening graphs in ONNX Runtime; of our own exports, what can be wrong is found before native code meets it."""
 
+import logging
 import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backends.ort.kernels.library import KernelStatus, kernel_status
 from backends.ort.options import OrtOptions
 from nanovllm.errors import ModelError
 from nanovllm.model_info import KVCacheInfo, ModelInfo
@@ -12,23 +14,50 @@ from nanovllm.model_info import KVCacheInfo, ModelInfo
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession  # type: ignore[import-untyped, unused-ignore]
 
-__all__ = ["MODEL_FILE", "check_files", "open_graph", "open_session"]
+__all__ = ["MODEL_FILE", "check_files", "int8_sums_saturate", "open_graph", "open_session", "open_with_kernels"]
 
 MODEL_FILE = "model.onnx"
 _LOG_FATAL_ONLY = 4  # every error reaches us as an exception
 
+logger = logging.getLogger("nanovllm")
 
-def open_session(folder: Path, info: ModelInfo, *, num_threads: int, options: OrtOptions) -> "InferenceSession":
-    """The session of `folder`, whose model_info.json is `info`. Raises `ModelError` naming the file and the fix."""
+
+def open_with_kernels(
+    folder: Path, info: ModelInfo, *, num_threads: int, options: OrtOptions
+) -> "tuple[InferenceSession, KernelStatus]":
+    """The session of `folder` with the compiled kernels, where they can be used, else without; and which of the two.
+
+    A library that does not go with the model costs speed and a warning, not the model. Raises as `open_session`.
+    """
+    status = kernel_status()
+    if status.library is not None:
+        try:
+            session = open_session(folder, info, num_threads=num_threads, options=options, kernels=status.library)
+            return session, status
+        except ModelError as error:
+            status = KernelStatus(None, f"the model does not load with {status.library}: {error}", failure=True)
+    session = open_session(folder, info, num_threads=num_threads, options=options)
+    if status.failure:
+        logger.warning("Without compiled kernels, so slower: %s", status.reason)
+    return session, status
+
+
+def open_session(
+    folder: Path, info: ModelInfo, *, num_threads: int, options: OrtOptions, kernels: Path | None = None
+) -> "InferenceSession":
+    """The session of `folder`, whose model_info.json is `info`. Raises `ModelError` naming the file and the fix.
+
+    kernels: a library of compiled operators to use in place of the bodies of the same names.
+    """
     _check_kind(folder, info)
     check_files(folder, info)
-    session = open_graph(folder / MODEL_FILE, num_threads=num_threads, options=options)
+    session = open_graph(folder / MODEL_FILE, num_threads=num_threads, options=options, kernels=kernels)
     _check_interface(folder / MODEL_FILE, info, session)
     return session
 
 
-def open_graph(path: Path, *, num_threads: int, options: OrtOptions) -> "InferenceSession":
-    """The session of one ONNX file. Raises `ModelError` naming it."""
+def open_graph(path: Path, *, num_threads: int, options: OrtOptions, kernels: Path | None = None) -> "InferenceSession":
+    """The session of one ONNX file. Raises `ModelError` naming it. kernels: as for `open_session`."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # official wheels send usage data where it is not set
     import onnxruntime
 
@@ -39,26 +68,33 @@ def open_graph(path: Path, *, num_threads: int, options: OrtOptions) -> "Inferen
     settings.log_severity_level = _LOG_FATAL_ONLY
     settings.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.intra_op_spinning)))
     settings.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    settings.add_session_config_entry("session.x64quantprecision", str(int(_int8_sums_saturate())))
+    saturate = int8_sums_saturate(platform.machine(), _cpuinfo())
+    settings.add_session_config_entry("session.x64quantprecision", str(int(saturate)))
     try:
+        if kernels is not None:
+            settings.register_custom_ops_library(str(kernels))
         return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class
         raise ModelError(f"ONNX Runtime cannot load {path}: {error}. Export the model again.") from error
 
 
-def _int8_sums_saturate() -> bool:
-    """Whether this processor's sums of uint8 times int8 saturate: x64 without VNNI. True where it cannot be told.
+def int8_sums_saturate(machine: str, cpuinfo: str | None) -> bool:
+    """Whether a processor's sums of uint8 times int8 saturate: x64 without VNNI. True where it cannot be told.
 
     There ONNX Runtime has to multiply in another way, which takes twice as long, also where it would not be needed.
+    machine: as `platform.machine()` says it. cpuinfo: the text of Linux's /proc/cpuinfo, None where there is none.
     """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
+    if machine.lower() not in ("x86_64", "amd64"):
         return False
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return True
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    flags = next((line.split() for line in (cpuinfo or "").splitlines() if line.startswith("flags")), [])
     return not {"avx512_vnni", "avx_vnni"} & set(flags)
+
+
+def _cpuinfo() -> str | None:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return None
 
 
 def check_files(folder: Path, info: ModelInfo) -> None:

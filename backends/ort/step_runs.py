@@ -6,7 +6,8 @@ each time. So sequences are sorted by query length and grouped while that is che
 
     cost(run) = run_cost + num_seqs * longest_query * longest_context        in padded (query, key) pairs
 
-Decodes end up together, and so do chunks of like length. Knows numpy only.
+Decodes end up together, and so do chunks of like length. The compiled kernel pads nothing and takes a step whole.
+Knows numpy only.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from nanovllm.batch import Batch
 
-__all__ = ["StepRun", "split_step"]
+__all__ = ["StepRun", "split_step", "whole_step"]
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -44,6 +45,15 @@ def split_step(batch: Batch, block_size: int, run_cost: float) -> list[StepRun]:
     total_lens = batch.context_lens + query_lens
     groups = list(_groups(query_lens, total_lens, run_cost))
     return [_run(batch, group, query_lens, int(total_lens[group].max()), block_size) for group in groups]
+
+
+def whole_step(batch: Batch, block_size: int) -> list[StepRun]:
+    """The step as one run, none if it has no sequences."""
+    if batch.num_seqs == 0:
+        return []
+    query_lens = np.diff(batch.query_start).astype(np.int64)
+    longest_total = int((batch.context_lens + query_lens).max())
+    return [_run(batch, np.arange(batch.num_seqs), query_lens, longest_total, block_size)]
 
 
 def _groups(query_lens: Int64Array, total_lens: Int64Array, run_cost: float) -> Iterator[Int64Array]:

@@ -23,6 +23,8 @@ def _run(options: argparse.Namespace) -> None:
         print(f"{title}:")
         for record in records.values():
             print(f"  {record.name:<14} {_describe(record)}  [{manager.origin(record)}]")
+            if isinstance(record, ModelRunnerPlugin) and record.status is not None:
+                print(f"  {'':<14} {record.status()}")
             if source is not None:
                 verdict = record.can_load(source)
                 print(f"  {'':<14} {'can' if verdict.loadable else 'cannot'} load {source.name}: {verdict.reason}")

@@ -1,0 +1,78 @@
+// The functions of row_product.h for AVX2. Its product of uint8 by int8 (vpmaddubsw) saturates, so both are widened to
+// 16 bits; the sum of two of their products fits into 32.
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "row_product_parts.h"
+
+#define NANOVLLM_TARGET __attribute__((target("avx2,fma")))
+
+namespace nanovllm {
+namespace {
+
+constexpr std::size_t kStep = 16;     // bytes
+constexpr std::size_t kRows = 4;      // and outputs of a tile: 8 sums in 16 registers
+constexpr std::size_t kOutputs = 2;
+
+NANOVLLM_TARGET float quantize(const float* x, std::size_t n, std::uint8_t* row) { return quantize_row(x, n, row); }
+
+NANOVLLM_TARGET inline std::uint32_t total(__m256i x) {
+  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
+  return static_cast<std::uint32_t>(_mm_cvtsi128_si32(sum));
+}
+
+template <std::size_t kNumRows, std::size_t kNumOutputs>
+NANOVLLM_TARGET void tile(const Product& product, std::size_t row, std::size_t output) {
+  const std::uint8_t* rows = product.rows + row * product.stride;
+  const std::int8_t* weight = product.weight + output * product.num_in;
+  __m256i sums[kNumRows][kNumOutputs] = {};
+  const auto add = [&](std::size_t k, const std::int8_t* w, std::size_t w_stride)
+                       NANOVLLM_TARGET __attribute__((always_inline)) {
+    __m256i wide[kNumOutputs];
+    for (std::size_t n = 0; n < kNumOutputs; ++n)
+      wide[n] = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w + n * w_stride)));
+    for (std::size_t t = 0; t < kNumRows; ++t) {
+      const auto* from = reinterpret_cast<const __m128i*>(rows + t * product.stride + k);
+      const __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128(from));
+      for (std::size_t n = 0; n < kNumOutputs; ++n)
+        sums[t][n] = _mm256_add_epi32(sums[t][n], _mm256_madd_epi16(x, wide[n]));
+    }
+  };
+  std::size_t k = 0;
+  for (; k + kStep <= product.num_in; k += kStep) add(k, weight + k, product.num_in);
+  if (k < product.num_in) {  // the rows are padded, the weights are not
+    std::int8_t rest[kNumOutputs * kStep] = {};
+    for (std::size_t n = 0; n < kNumOutputs; ++n)
+      std::memcpy(rest + n * kStep, weight + n * product.num_in + k, product.num_in - k);
+    add(k, rest, kStep);
+  }
+  for (std::size_t t = 0; t < kNumRows; ++t)
+    for (std::size_t n = 0; n < kNumOutputs; ++n)
+      product.output[(row + t) * product.num_out + output + n] =
+          finish(product, row + t, output + n, total(sums[t][n]));
+}
+
+template <std::size_t kNumOutputs>
+void tiles(const Product& product, std::size_t output) {
+  std::size_t row = 0;
+  for (; row + kRows <= product.num_rows; row += kRows) tile<kRows, kNumOutputs>(product, row, output);
+  for (; row < product.num_rows; ++row) tile<1, kNumOutputs>(product, row, output);
+}
+
+void multiply(const Product& product, Span outputs) {
+  std::size_t output = outputs.begin;
+  for (; output + kOutputs <= outputs.end; output += kOutputs) tiles<kOutputs>(product, output);
+  for (; output < outputs.end; ++output) tiles<1>(product, output);
+}
+
+constexpr ProductFunctions kFunctions{quantize, multiply, nullptr, 0};
+
+}  // namespace
+
+const ProductFunctions& avx2_product_functions() { return kFunctions; }
+
+}  // namespace nanovllm
+#endif

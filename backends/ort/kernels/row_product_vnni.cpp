@@ -1,0 +1,244 @@
+// The functions of row_product.h for AVX-512 with VNNI, whose vpdpbusd adds four products of uint8 by int8 to each of
+// 16 sums of 32 bits, which wrap around.
+//
+// Few rows: weights and rows are read along k, 64 at a time, and every pair of a row and an output has a register of 16
+// partial sums, which are added up at the end. Many rows: that end costs a quarter of the time where k is 896, so
+// weights are first packed, 64 outputs at a time, such that the 16 sums of a register are those of 16 outputs:
+//
+//     panel   k 0-3    outputs 0-15 | 16-31 | 32-47 | 48-63      four bytes of each
+//             k 4-7    outputs 0-15 | ...
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "row_product_parts.h"
+
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"  // in GCC's own header
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#define NANOVLLM_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#define NANOVLLM_INLINE NANOVLLM_TARGET inline __attribute__((always_inline))
+#define NANOVLLM_UNROLL _Pragma("GCC unroll 16")  // wholly: only then are arrays of vectors kept in registers
+
+namespace nanovllm {
+namespace {
+
+constexpr std::size_t kRows = 6;     // of a tile
+constexpr std::size_t kOutputs = 4;  // of a tile read along k: 24 sums in 32 registers
+constexpr std::size_t kVectors = kPanelOutputs / 16;
+constexpr std::size_t kAhead = 8192;  // bytes: what comes from memory in the time that the first of them takes
+constexpr std::size_t kPackFrom = 10;
+
+NANOVLLM_TARGET float quantize(const float* x, std::size_t n, std::uint8_t* row) { return quantize_row(x, n, row); }
+
+NANOVLLM_INLINE __mmask64 first_lanes(std::size_t count) {
+  return count < 64 ? (__mmask64{1} << count) - 1 : ~__mmask64{0};
+}
+
+// Asks for weights that are read later, so that they come from memory while others are multiplied. Processors foresee
+// that by themselves only where one row is read after the other. Past the end of the weights nothing is fetched.
+template <_mm_hint kLevel>
+NANOVLLM_INLINE void prefetch(const std::int8_t* weight, std::size_t ahead) {
+  _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(weight) + ahead), kLevel);
+}
+
+// The totals of four vectors, in order.
+NANOVLLM_INLINE __m128i totals(const __m512i* x) {
+  const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
+  const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3]));
+  const __m512i abcd = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(abcd), _mm512_extracti64x4_epi64(abcd, 1));
+  return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+// kNumRows rows by num_outputs <= kOutputs outputs, whose weights are read in one of two orders: an output after the
+// other, which streams best, or, where rows would be read again and again, all outputs together.
+template <std::size_t kNumRows, bool kTogether>
+NANOVLLM_TARGET void tile(const Product& product, std::size_t row, std::size_t output, std::size_t num_outputs) {
+  const std::uint8_t* rows = product.rows + row * product.stride;
+  const std::int8_t* weight[kOutputs];
+  __m512i sums[kNumRows][kOutputs];
+  NANOVLLM_UNROLL
+  for (std::size_t n = 0; n < kOutputs; ++n) {  // outputs that are not there repeat the first
+    weight[n] = product.weight + (output + (n < num_outputs ? n : 0)) * product.num_in;
+    NANOVLLM_UNROLL
+    for (std::size_t t = 0; t < kNumRows; ++t) sums[t][n] = _mm512_setzero_si512();
+  }
+  const auto add = [&](std::size_t k, std::size_t n, __m512i w) NANOVLLM_TARGET __attribute__((always_inline)) {
+    NANOVLLM_UNROLL
+    for (std::size_t t = 0; t < kNumRows; ++t)
+      sums[t][n] = _mm512_dpbusd_epi32(sums[t][n], _mm512_loadu_si512(rows + t * product.stride + k), w);
+  };
+  const std::size_t whole = product.num_in / kRowStep * kRowStep;
+  if constexpr (kTogether) {
+    // The next tiles: line by line where a tile is short, else each row of weights in step with the present one.
+    const std::size_t tile_bytes = kOutputs * product.num_in, ahead = (kAhead / (tile_bytes + 1) + 1) * tile_bytes;
+    const bool short_rows = tile_bytes < kAhead;
+    const std::size_t next_row = short_rows ? kRowStep : product.num_in, next_k = short_rows ? kOutputs : 1;
+    for (std::size_t k = 0; k < whole; k += kRowStep) {
+      __m512i w[kOutputs];
+      NANOVLLM_UNROLL
+      for (std::size_t n = 0; n < kOutputs; ++n) {
+        w[n] = _mm512_loadu_si512(weight[n] + k);
+        prefetch<_MM_HINT_T0>(weight[0], ahead + n * next_row + k * next_k);
+      }
+      NANOVLLM_UNROLL
+      for (std::size_t n = 0; n < kOutputs; ++n) add(k, n, w[n]);
+    }
+  }
+  NANOVLLM_UNROLL
+  for (std::size_t n = 0; n < kOutputs; ++n) {
+    if constexpr (!kTogether)
+      for (std::size_t k = 0; k < whole; k += kRowStep) add(k, n, _mm512_loadu_si512(weight[n] + k));
+    const __mmask64 rest = first_lanes(product.num_in - whole);
+    if (rest != 0) add(whole, n, _mm512_maskz_loadu_epi8(rest, weight[n] + whole));
+  }
+
+  const auto there = static_cast<__mmask8>((1u << num_outputs) - 1);
+  const __m128i row_sums = _mm_maskz_loadu_epi32(there, product.weight_row_sums + output);
+  const __m128 weight_scale = _mm_maskz_loadu_ps(there, product.weight_scale + output);
+  NANOVLLM_UNROLL
+  for (std::size_t t = 0; t < kNumRows; ++t) {
+    const __m128 sum = _mm_cvtepi32_ps(_mm_sub_epi32(totals(sums[t]), _mm_slli_epi32(row_sums, 7)));
+    const __m128 scaled = _mm_mul_ps(_mm_mul_ps(sum, weight_scale), _mm_set1_ps(product.row_scale[row + t]));
+    _mm_mask_storeu_ps(product.output + (row + t) * product.num_out + output, there, scaled);
+  }
+}
+
+// How many rows each tile gets: as few tiles as possible, all alike.
+std::size_t rows_per_tile(std::size_t num_rows) {
+  const std::size_t num_tiles = (num_rows + kRows - 1) / kRows;
+  return (num_rows + num_tiles - 1) / num_tiles;
+}
+
+void multiply(const Product& product, Span outputs) {
+  constexpr decltype(&tile<1, false>) kTiles[kRows] = {tile<1, false>, tile<2, false>, tile<3, true>,
+                                                       tile<4, true>,  tile<5, true>,  tile<6, true>};
+  const std::size_t step = rows_per_tile(product.num_rows);
+  for (std::size_t output = outputs.begin; output < outputs.end; output += kOutputs) {
+    const std::size_t num_outputs = outputs.end - output < kOutputs ? outputs.end - output : kOutputs;
+    for (std::size_t row = 0; row < product.num_rows; row += step) {
+      const std::size_t num_rows = product.num_rows - row < step ? product.num_rows - row : step;
+      kTiles[num_rows - 1](product, row, output, num_outputs);
+    }
+  }
+}
+
+// Transposes 16 x 16 groups of four bytes: x[i] group j becomes x[j] group i.
+NANOVLLM_INLINE void transpose(__m512i* x) {
+  __m512i y[16];
+  NANOVLLM_UNROLL
+  for (int i = 0; i < 16; i += 2) {
+    y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+    y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+  }
+  NANOVLLM_UNROLL
+  for (int i = 0; i < 16; i += 4) {  // x[i + c]: group c of every 128 bits, of rows i .. i + 3
+    x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
+    x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
+    x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
+    x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
+  }
+  NANOVLLM_UNROLL
+  for (int c = 0; c < 4; ++c) {  // then the 128-bit parts: 4 x 4 of them for each c
+    const __m512i low01 = _mm512_shuffle_i32x4(x[c], x[4 + c], 0x44);
+    const __m512i high01 = _mm512_shuffle_i32x4(x[c], x[4 + c], 0xee);
+    const __m512i low23 = _mm512_shuffle_i32x4(x[8 + c], x[12 + c], 0x44);
+    const __m512i high23 = _mm512_shuffle_i32x4(x[8 + c], x[12 + c], 0xee);
+    y[c] = _mm512_shuffle_i32x4(low01, low23, 0x88);
+    y[4 + c] = _mm512_shuffle_i32x4(low01, low23, 0xdd);
+    y[8 + c] = _mm512_shuffle_i32x4(high01, high23, 0x88);
+    y[12 + c] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
+  }
+  NANOVLLM_UNROLL
+  for (int i = 0; i < 16; ++i) x[i] = y[i];
+}
+
+// Outputs and k that are not there are zeros.
+NANOVLLM_TARGET void pack(const Product& product, Span outputs, std::int8_t* panel) {
+  for (std::size_t vector = 0; vector < kVectors; ++vector) {
+    const std::size_t first = outputs.begin + vector * 16;
+    for (std::size_t k = 0; k < product.num_in; k += kRowStep) {
+      const __mmask64 rest = first_lanes(product.num_in - k);
+      __m512i x[16];
+      NANOVLLM_UNROLL
+      for (std::size_t i = 0; i < 16; ++i) {
+        const std::int8_t* weight = product.weight + (first + i) * product.num_in + k;
+        x[i] = first + i < outputs.end ? _mm512_maskz_loadu_epi8(rest, weight) : _mm512_setzero_si512();
+        prefetch<_MM_HINT_T1>(product.weight, (first + 16) * product.num_in + k * 16 + i * kRowStep);
+      }
+      transpose(x);
+      NANOVLLM_UNROLL
+      for (std::size_t i = 0; i < 16; ++i)
+        _mm512_storeu_si512(panel + (k / 4 + i) * kPanelOutputs * 4 + vector * 64, x[i]);
+    }
+  }
+}
+
+// kNumRows rows by the outputs of a panel. kFetch: whether to ask for the weights of the panel after it meanwhile.
+template <std::size_t kNumRows, bool kFetch>
+NANOVLLM_TARGET void packed_tile(const Product& product, std::size_t row, Span outputs, const std::int8_t* panel) {
+  const std::uint8_t* rows = product.rows + row * product.stride;
+  __m512i sums[kNumRows][kVectors];
+  NANOVLLM_UNROLL
+  for (std::size_t t = 0; t < kNumRows; ++t) {
+    NANOVLLM_UNROLL
+    for (std::size_t v = 0; v < kVectors; ++v) sums[t][v] = _mm512_setzero_si512();
+  }
+  for (std::size_t k = 0; k < product.num_in; k += 4, panel += kPanelOutputs * 4) {
+    __m512i w[kVectors];
+    NANOVLLM_UNROLL
+    for (std::size_t v = 0; v < kVectors; ++v) {
+      w[v] = _mm512_loadu_si512(panel + v * 64);
+      if (kFetch) prefetch<_MM_HINT_T1>(product.weight, outputs.end * product.num_in + k * kPanelOutputs + v * 64);
+    }
+    NANOVLLM_UNROLL
+    for (std::size_t t = 0; t < kNumRows; ++t) {
+      std::int32_t four;
+      std::memcpy(&four, rows + t * product.stride + k, sizeof four);
+      const __m512i x = _mm512_set1_epi32(four);
+      NANOVLLM_UNROLL
+      for (std::size_t v = 0; v < kVectors; ++v) sums[t][v] = _mm512_dpbusd_epi32(sums[t][v], x, w[v]);
+    }
+  }
+  NANOVLLM_UNROLL
+  for (std::size_t v = 0; v < kVectors; ++v) {
+    const std::size_t output = outputs.begin + v * 16;
+    if (output >= outputs.end) break;
+    const auto there = static_cast<__mmask16>(first_lanes(outputs.end - output));
+    const __m512i row_sums = _mm512_maskz_loadu_epi32(there, product.weight_row_sums + output);
+    const __m512 weight_scale = _mm512_maskz_loadu_ps(there, product.weight_scale + output);
+    NANOVLLM_UNROLL
+    for (std::size_t t = 0; t < kNumRows; ++t) {
+      const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[t][v], _mm512_slli_epi32(row_sums, 7)));
+      const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps(sum, weight_scale), _mm512_set1_ps(product.row_scale[row + t]));
+      _mm512_mask_storeu_ps(product.output + (row + t) * product.num_out + output, there, scaled);
+    }
+  }
+}
+
+template <bool kFetch>
+constexpr decltype(&packed_tile<1, kFetch>) kPackedTiles[kRows] = {
+    packed_tile<1, kFetch>, packed_tile<2, kFetch>, packed_tile<3, kFetch>,
+    packed_tile<4, kFetch>, packed_tile<5, kFetch>, packed_tile<6, kFetch>};
+
+void multiply_packed(const Product& product, Span outputs, Span rows, std::int8_t* panel) {
+  pack(product, outputs, panel);
+  const std::size_t step = rows_per_tile(rows.end - rows.begin);
+  for (std::size_t row = rows.begin; row < rows.end; row += step) {
+    const std::size_t num_rows = rows.end - row < step ? rows.end - row : step;
+    const auto& tiles = row == rows.begin ? kPackedTiles<true> : kPackedTiles<false>;
+    tiles[num_rows - 1](product, row, outputs, panel);
+  }
+}
+
+constexpr ProductFunctions kFunctions{quantize, multiply, multiply_packed, kPackFrom};
+
+}  // namespace
+
+const ProductFunctions& vnni_product_functions() { return kFunctions; }
+
+}  // namespace nanovllm
+#endif

@@ -1,0 +1,38 @@
+"""The kernel library, compiled once for all tests of this folder from the sources as they are."""
+
+import ctypes
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backends.ort.kernels import build
+
+INSTRUCTION_SETS = ("scalar", "avx2", "avx512")
+
+
+@pytest.fixture(scope="session")
+def compiler() -> list[str]:
+    command = build.find_compiler()
+    if command is None:
+        pytest.skip("there is no C++ compiler, so there are no kernels to test")
+    return command
+
+
+@pytest.fixture(scope="session")
+def kernel_library(compiler: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("kernels") / build.LIBRARY_NAME
+    build.compile_library(compiler, path)
+    return path
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request: pytest.FixtureRequest, kernel_library: Path) -> Iterator[str]:
+    """Every set that this processor has, one after the other."""
+    library = ctypes.CDLL(str(kernel_library))
+    library.nanovllm_instruction_set.restype = ctypes.c_char_p
+    before = library.nanovllm_instruction_set().decode()
+    if not library.nanovllm_force_instruction_set(INSTRUCTION_SETS.index(request.param)):
+        pytest.skip(f"this processor has no {request.param}")
+    yield request.param
+    library.nanovllm_force_instruction_set(INSTRUCTION_SETS.index(before))

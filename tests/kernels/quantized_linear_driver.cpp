@@ -1,0 +1,54 @@
+// Calls the quantized product on random shapes with memory of exactly the size that it may touch; for sanitizers.
+//
+//     driver NUM_SHAPES        prints "set S: NUM_SHAPES shapes" for each instruction set of this processor
+
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "instruction_set.h"
+#include "quantized_linear.h"
+#include "row_threads.h"
+
+namespace {
+
+// Whether the kernel's values are those of the contract, summed in plain C++.
+bool agrees(std::mt19937& random, std::int64_t num_rows, std::int64_t num_in, std::int64_t num_out) {
+  std::vector<float> x(num_rows * num_in), scale(num_out), output(num_rows * num_out);
+  std::vector<std::int8_t> weight(num_out * num_in);
+  for (float& value : x) value = static_cast<float>(static_cast<int>(random() % 255) - 127);
+  for (std::int64_t t = 0; t < num_rows; ++t) x[t * num_in + random() % num_in] = 127;  // so that the scale is 1
+  for (std::int8_t& value : weight) value = static_cast<std::int8_t>(static_cast<int>(random() % 255) - 127);
+  for (float& value : scale) value = 0.5f;
+  const nanovllm::SpawnedThreads threads(2);
+  const std::vector<std::int32_t> sums = nanovllm::weight_row_sums(weight.data(), num_out, num_in, threads);
+  nanovllm::quantized_linear(x.data(), num_rows, num_in, weight.data(), scale.data(), sums.data(), num_out,
+                             output.data(), threads);
+  const float row_scale = 127.0f * static_cast<float>(1.0 / 127);
+  for (std::int64_t t = 0; t < num_rows; ++t) {
+    for (std::int64_t n = 0; n < num_out; ++n) {
+      std::int32_t sum = 0;
+      for (std::int64_t k = 0; k < num_in; ++k)
+        sum += static_cast<std::int32_t>(x[t * num_in + k]) * weight[n * num_in + k];
+      if (output[t * num_out + n] != static_cast<float>(sum) * 0.5f * row_scale) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+int main(int, char** arguments) {
+  const int num_shapes = std::atoi(arguments[1]);
+  for (int set = 0; set < 3; ++set) {
+    if (!nanovllm::force_instruction_set(static_cast<nanovllm::InstructionSet>(set))) continue;
+    std::mt19937 random(1);
+    for (int i = 0; i < num_shapes; ++i) {
+      const std::int64_t num_rows = 1 + random() % (i % 5 == 0 ? 200 : 30), num_in = 1 + random() % 300;
+      if (!agrees(random, num_rows, num_in, 1 + random() % 150)) return std::printf("set %d: wrong\n", set), 1;
+    }
+    std::printf("set %d: %d shapes\n", set, num_shapes);
+  }
+}

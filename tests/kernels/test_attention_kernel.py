@@ -1,0 +1,203 @@
+"""The attention kernel: it says what the stock body says, and nothing but a query's own sequence changes its bits."""
+
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from attention_node import AttentionShape, Step, open_node, random_step
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+QWEN = AttentionShape(num_heads=14, num_kv_heads=2, head_size=64, block_size=32)
+MIXED = [(5, 1), (0, 20), (700, 3), (255, 2), (256, 1), (0, 150), (511, 1), (512, 1)]
+
+open_node = cache(open_node)
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> AttentionShape:
+    num_kv_heads = draw(st.integers(1, 4))
+    head_size = draw(st.sampled_from([2, 7, 16, 33, 64, 80, 96, 128, 256]))
+    return AttentionShape(
+        num_heads=num_kv_heads * draw(st.integers(1, 9)),
+        num_kv_heads=num_kv_heads,
+        head_size=head_size,
+        rotary_dim=draw(st.none() | st.integers(1, head_size // 2).map(lambda half: 2 * half)),
+        rotary_interleaved=draw(st.integers(0, 1)),
+        window=draw(st.sampled_from([0, 0, 1, 5, 130, 600])),
+        softcap=draw(st.sampled_from([0.0, 0.0, 2.0, 50.0])),
+        block_size=draw(st.sampled_from([1, 4, 16, 32])),
+    )
+
+
+lens = st.lists(st.tuples(st.integers(0, 700), st.one_of(st.just(1), st.integers(1, 80))), min_size=1, max_size=6)
+seeds = st.integers(0, 2**32 - 1)
+given_steps = settings(
+    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+def assert_pools_equal_where_written(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    for name in ("key_cache_out", "value_cache_out"):
+        written = ~np.isnan(found[name])
+        np.testing.assert_allclose(found[name][written], expected[name][written], atol=2e-6, rtol=2e-6)
+        assert not expected[name][~written].any(), "the stock body wrote a slot that the kernel did not"
+
+
+@given_steps
+@given(shape=shapes(), lens=lens, seed=seeds, shared=st.integers(0, 3), size=st.sampled_from([0.1, 1.0, 5.0]))
+def test_it_agrees_with_the_stock_body_and_reads_no_stale_slot(
+    kernel_library: Path,
+    instruction_set: str,
+    shape: AttentionShape,
+    lens: list[tuple[int, int]],
+    seed: int,
+    shared: int,
+    size: float,
+) -> None:
+    step = random_step(shape, lens, seed, shared_blocks=shared, size=size)
+    expected = step.run(open_node(shape, None), nan=False)
+    found = step.run(open_node(shape, kernel_library))  # slots past the lengths hold NaN
+    # Scores grow with size squared, and their rounding with them; the values that they weigh grow with size.
+    np.testing.assert_allclose(found["output"], expected["output"], atol=2e-5 * max(size, 1) ** 3, rtol=3e-5)
+    assert_pools_equal_where_written(found, expected)
+
+
+@pytest.mark.parametrize("head_size", [64, 80, 96, 128, 256])
+def test_every_usual_head_size_agrees_in_long_and_short_sequences(
+    kernel_library: Path, instruction_set: str, head_size: int
+) -> None:
+    shape = AttentionShape(num_heads=6, num_kv_heads=2, head_size=head_size)
+    step = random_step(shape, MIXED, shared_blocks=3)
+    found = step.run(open_node(shape, kernel_library))
+    expected = step.run(open_node(shape, None), nan=False)
+    np.testing.assert_allclose(found["output"], expected["output"], atol=1e-5)
+    assert_pools_equal_where_written(found, expected)
+
+
+@given_steps
+@given(shape=shapes(), lens=lens, seed=seeds, data=st.data())
+def test_a_sequence_alone_has_the_same_bits_as_in_a_batch(
+    kernel_library: Path,
+    instruction_set: str,
+    shape: AttentionShape,
+    lens: list[tuple[int, int]],
+    seed: int,
+    data: st.DataObject,
+) -> None:
+    step = random_step(shape, lens, seed)
+    session = open_node(shape, kernel_library)
+    together = step.run(session)["output"]
+    sequence = data.draw(st.integers(0, len(lens) - 1))
+    alone = step.part([sequence]).run(session)["output"]
+    np.testing.assert_array_equal(alone, together[step.rows(sequence)])
+
+
+@given_steps
+@given(
+    shape=shapes(),
+    context=st.integers(0, 1200),
+    queries=st.integers(1, 90),
+    seed=seeds,
+    cuts=st.sets(st.integers(1, 89)),
+)
+def test_chunks_have_the_same_bits_as_the_whole(
+    kernel_library: Path,
+    instruction_set: str,
+    shape: AttentionShape,
+    context: int,
+    queries: int,
+    seed: int,
+    cuts: set[int],
+) -> None:
+    step = random_step(shape, [(context, queries)], seed)
+    session = open_node(shape, kernel_library)
+    whole = step.run(session)
+    bounds = [0, *sorted(cut for cut in cuts if cut < queries), queries]
+    for first, end in pairwise(bounds):
+        part = step.part([0], first, end - first)
+        part.inputs["key_cache"], part.inputs["value_cache"] = step.inputs["key_cache"], step.inputs["value_cache"]
+        found = part.run(session)
+        np.testing.assert_array_equal(found["output"], whole["output"][first:end])
+        step.inputs["key_cache"], step.inputs["value_cache"] = found["key_cache_out"], found["value_cache_out"]
+    for name in ("key_cache_out", "value_cache_out"):
+        np.testing.assert_array_equal(found[name], whole[name])
+
+
+@pytest.mark.parametrize("lens", [[(2500, 1)], [(900, 1)] * 5, MIXED, [(199, 1)] * 70, [(0, 512)], [(1800, 40)]])
+def test_threads_do_not_change_a_bit(kernel_library: Path, instruction_set: str, lens: list[tuple[int, int]]) -> None:
+    step = random_step(QWEN, lens)
+    one, two, four = (open_node(QWEN, kernel_library, num_threads=n) for n in (1, 2, 4))
+    expected = step.run(one)
+    for _ in range(3):
+        for session in (two, four):
+            for name, array in step.run(session).items():
+                np.testing.assert_array_equal(array, expected[name])
+
+
+def test_a_query_that_is_not_a_number_stays_alone(kernel_library: Path, instruction_set: str) -> None:
+    step = random_step(QWEN, [(300, 10), (40, 1)])
+    session = open_node(QWEN, kernel_library)
+    expected = step.run(session)["output"]
+    step.inputs["query"][3] = np.nan
+    found = step.run(session)["output"]
+    assert np.isnan(found[3]).all()
+    others = np.arange(len(found)) != 3
+    np.testing.assert_array_equal(found[others], expected[others])
+
+
+def test_a_later_token_that_is_not_a_number_does_not_reach_earlier_ones(
+    kernel_library: Path, instruction_set: str
+) -> None:
+    step = random_step(QWEN, [(30, 40)])
+    session = open_node(QWEN, kernel_library)
+    expected = step.run(session)["output"]
+    for name in ("key", "value"):
+        step.inputs[name][25] = np.nan
+    found = step.run(session)["output"]
+    np.testing.assert_array_equal(found[:25], expected[:25])
+    assert np.isnan(found[25:]).all()
+
+
+def test_pools_that_are_not_shared_are_copied_first(kernel_library: Path) -> None:
+    step = random_step(QWEN, MIXED)
+    session = open_node(QWEN, kernel_library)
+    shared, copied = step.run(session), step.run(session, in_place=False)
+    for name, array in shared.items():
+        np.testing.assert_array_equal(copied[name], array)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "said"),
+    [
+        ("block_tables", (0, 0), 10_000, "a block is 10000"),
+        ("block_tables", (0, 0), -1, "a block is -1"),
+        ("slot_mapping", 0, 1_000_000, "a slot is 1000000"),
+        ("positions", 0, 1_000_000, "a position is 1000000"),
+        ("context_lens", 0, 100_000, "number of blocks is 3126"),
+        ("query_start", 1, 3, "query_start is 3"),
+    ],
+)
+def test_an_index_outside_its_array_is_refused(
+    kernel_library: Path, name: str, place: int | tuple[int, int], value: int, said: str
+) -> None:
+    step = random_step(QWEN, [(10, 2)])
+    step.inputs[name][place] = value
+    with pytest.raises(RuntimeError, match=f"PagedAttention_v1: .*{said}"):
+        step.run(open_node(QWEN, kernel_library))
+
+
+def test_a_step_without_tokens_is_nothing_to_do(kernel_library: Path) -> None:
+    step = random_step(QWEN, [(10, 0)])
+    assert step.run(open_node(QWEN, kernel_library))["output"].shape == (0, 14 * 64)
+
+
+def test_the_driver_runs_the_kernel_and_not_the_body(kernel_library: Path) -> None:
+    """Else these tests would compare the stock body with itself: it cannot take stale NaN, the kernel can."""
+    step: Step = random_step(QWEN, [(10, 1), (40, 1)])
+    session: onnxruntime.InferenceSession = open_node(QWEN, None)
+    assert np.isnan(step.run(session)["output"]).any()
+    assert not np.isnan(step.run(open_node(QWEN, kernel_library))["output"]).any()

@@ -1,0 +1,146 @@
+"""The kernel library in use: chosen, turned off, refused; what it changes in a runner, and what it must not change."""
+
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from backends.ort.kernels import build
+from backends.ort.kernels.library import kernel_status
+from backends.ort.options import OrtOptions
+from backends.ort.plugin import nanovllm_model_runners
+from backends.ort.session import open_with_kernels
+from backends.ort.step_runs import split_step, whole_step
+from export import export_model
+from nanovllm import LLM, SamplingParams
+from nanovllm.batch import SAMPLING_ROW, Batch, SamplingBatch
+from nanovllm.checkpoint import resolve_model
+from nanovllm.model_info import ModelInfo
+from nanovllm.testing import write_checkpoint
+
+QUESTIONS = ["What is the capital of France?", "What is 2 + 3?", "Hello!", "What colour is the sky?"]
+
+
+def use(monkeypatch: pytest.MonkeyPatch, value: str | Path) -> None:
+    monkeypatch.setenv("NANOVLLM_KERNELS", str(value))
+
+
+def test_it_is_used_where_it_works(kernel_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, kernel_library)
+    status = kernel_status()
+    assert status.library == kernel_library
+    assert status.reason in {f"active, with {name} instructions" for name in ("scalar", "avx2", "avx512")}
+
+
+def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, 0)
+    status = kernel_status()
+    assert (status.library, status.reason, status.failure) == (None, "turned off by NANOVLLM_KERNELS=0", False)
+
+
+def test_a_file_that_is_no_library_is_a_failure_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"not a library")
+    use(monkeypatch, broken)
+    status = kernel_status()
+    assert status.library is None
+    assert status.failure
+    assert str(broken) in status.reason
+
+
+def test_the_plugin_says_which_kernels_are_active(kernel_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plugin,) = nanovllm_model_runners()
+    assert plugin.status is not None
+    use(monkeypatch, kernel_library)
+    assert plugin.status().startswith("compiled kernels: active, with ")
+    use(monkeypatch, 0)
+    assert plugin.status() == "compiled kernels: turned off by NANOVLLM_KERNELS=0"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    return export_model(write_checkpoint(folder / "checkpoint"), folder / "export", progress=False).folder
+
+
+def test_a_library_that_does_not_load_costs_a_warning_and_not_the_model(
+    exported: Path,
+    compiler: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    source, library = tmp_path / "other.cpp", tmp_path / "other.so"
+    source.write_text(
+        'extern "C" __attribute__((visibility("default"))) const char* nanovllm_instruction_set() { return "no"; }\n'
+    )
+    build.compile_program(compiler, [source], library, ["-shared"])  # it registers no operators
+    use(monkeypatch, library)
+    logging.getLogger("nanovllm").addHandler(caplog.handler)
+    info = ModelInfo.load(exported)
+    session, status = open_with_kernels(exported, info, num_threads=1, options=OrtOptions())
+    logging.getLogger("nanovllm").removeHandler(caplog.handler)
+    assert isinstance(session, onnxruntime.InferenceSession)
+    assert status.library is None
+    assert "the model does not load with" in caplog.text
+
+
+def batch_of(query_lens: list[int], context_lens: list[int], block_size: int) -> Batch:
+    """Sequences of token 1, one block after the other, with the last row of each wanted."""
+    num_seqs, starts = len(query_lens), np.concatenate([[0], np.cumsum(query_lens)])
+    totals = np.array(query_lens) + context_lens
+    widest = int(-(-totals.max() // block_size))
+    tables = np.arange(num_seqs * widest, dtype=np.int32).reshape(num_seqs, widest)
+    positions = np.concatenate([c + np.arange(n) for n, c in zip(query_lens, context_lens, strict=True)])
+    rows = np.repeat(np.arange(num_seqs), query_lens)
+    slots = tables[rows, positions // block_size] * block_size + positions % block_size
+    return Batch(
+        seq_ids=list(range(num_seqs)),
+        released_seq_ids=[],
+        token_ids=np.ones(len(rows), np.int64),
+        positions=positions.astype(np.int64),
+        query_start=starts.astype(np.int32),
+        context_lens=np.array(context_lens, np.int32),
+        block_tables=np.pad(tables, ((0, 0), (0, 3))),
+        slot_mapping=slots.astype(np.int32),
+        logits_indices=starts[1:].astype(np.int32) - 1,
+        logits_start=np.arange(num_seqs + 1, dtype=np.int32),
+        adapter_ids=np.zeros(num_seqs, np.int32),
+        sampling=SamplingBatch(np.zeros(num_seqs, SAMPLING_ROW), np.zeros(num_seqs, np.int64)),
+    )
+
+
+def test_a_mixed_step_is_one_run_with_kernels_and_several_without() -> None:
+    batch = batch_of([1, 100, 1, 7], [90, 0, 3, 20], block_size=8)
+    (run,) = whole_step(batch, 8)
+    assert len(split_step(batch, 8, run_cost=10.0)) > 1
+    for name in ("token_ids", "positions", "query_start", "context_lens", "slot_mapping", "logits_indices"):
+        np.testing.assert_array_equal(run.inputs[name], getattr(batch, name))
+    np.testing.assert_array_equal(run.inputs["block_tables"], batch.block_tables[:, :13])
+    np.testing.assert_array_equal(run.rows, np.arange(4))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_greedy_tokens_of_tiny_chat_are_the_same_with_and_without(
+    precision: str, kernel_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = export_model(resolve_model("tiny-chat"), tmp_path / "export", precision=precision, progress=False).folder
+    greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+    tokens = {}
+    for kernels in (kernel_library, 0):
+        use(monkeypatch, kernels)
+        with LLM(str(folder), backend="onnxruntime") as llm:
+            outputs = llm.generate(QUESTIONS, greedy)
+        tokens[str(kernels)] = [output.outputs[0].token_ids for output in outputs]
+    assert tokens[str(kernel_library)] == tokens["0"]
+
+
+def test_the_library_exports_nothing_that_could_clash(kernel_library: Path) -> None:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the symbol table is read from an ELF file")
+    content = kernel_library.read_bytes()
+    assert b"RegisterCustomOps" in content
+    assert b"OrtGetApiBase" not in content, "the library must not need to be linked to ONNX Runtime"
