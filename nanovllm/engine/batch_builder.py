@@ -50,12 +50,14 @@ def build_batch(step: Schedule, block_size: int) -> Batch:
 def _sampling(step: Schedule, positions: Int64Array, logits_start: Int32Array) -> SamplingBatch:
     pairs = [(seq, count) for seq, count in zip(step.sequences, step.num_logits, strict=True) if count]
     rows = np.frombuffer(b"".join([seq.sampling_row * count for seq, count in pairs]), SAMPLING_ROW)
-    plain = not any(seq.num_logprobs >= 0 or seq.num_prompt_logprobs >= 0 for seq, _ in pairs)
+    if step.is_plain:
+        return SamplingBatch(rows=rows, positions=positions)
+    wants_logprobs = any(seq.num_logprobs >= 0 or seq.num_prompt_logprobs >= 0 for seq, _ in pairs)
     return SamplingBatch(
         rows=rows,
         positions=positions,
         edits=_edits(step, logits_start),
-        num_logprobs=None if plain else _num_logprobs(pairs, positions),
+        num_logprobs=_num_logprobs(pairs, positions) if wants_logprobs else None,
         targets=_targets(pairs, positions) if any(seq.wants_prompt_rows for seq, _ in pairs) else None,
     )
 
@@ -100,10 +102,11 @@ def _running_total(counts: np.ndarray[tuple[int], np.dtype[np.int32]]) -> Int32A
 
 
 def _pack_token_ids(sequences: Seq[Sequence], num_new_tokens: Seq[int]) -> Int64Array:
-    pieces = [
-        seq.token_ids[seq.num_computed_tokens : seq.num_computed_tokens + num_new] + seq.draft_token_ids
-        for seq, num_new in zip(sequences, num_new_tokens, strict=True)
-    ]
+    pieces = []
+    for seq, num_new in zip(sequences, num_new_tokens, strict=True):
+        pieces.append(seq.token_ids[seq.num_computed_tokens : seq.num_computed_tokens + num_new])
+        if seq.draft_token_ids:
+            pieces.append(seq.draft_token_ids)
     return np.frombuffer(b"".join(pieces), np.int64)
 
 

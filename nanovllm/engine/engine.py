@@ -22,7 +22,7 @@ from nanovllm.errors import NanoVLLMError, RequestError
 from nanovllm.model_info import ModelInfo
 from nanovllm.outputs import EngineStats, FinishReason, RequestOutput, TokenLogprobs
 from nanovllm.plugins.interfaces import ModelRunner, Tokenizer
-from nanovllm.sampling_params import SamplingParams
+from nanovllm.sampling_params import RequestOutputKind, SamplingParams
 
 __all__ = ["LLMEngine"]
 
@@ -206,6 +206,8 @@ class LLMEngine:
                 stop = completion.detokenize()
                 if stop is not None:
                     self._stop(seq, stop)
+                if seq.finish_reason is None and request.output_kind is RequestOutputKind.FINAL_ONLY:
+                    continue
             elif request.error is None:
                 continue
             if not request.changed:

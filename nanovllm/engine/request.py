@@ -69,8 +69,7 @@ class Completion:
         first_watched = seq.num_prompt_tokens + seq.min_tokens
         stop = None
         while self._num_seen < num_text and stop is None:
-            token_id, watched = seq.token_ids[self._num_seen], self._num_seen >= first_watched
-            stop = self.detokenizer.feed(token_id, watched=watched)
+            stop = self.detokenizer.feed(seq.token_ids[self._num_seen], watched=self._num_seen >= first_watched)
             self._num_seen += 1
         if stop is not None:
             self._drop_tokens_after_stop()
@@ -157,7 +156,10 @@ class Request:
 
     @property
     def is_finished(self) -> bool:
-        return all(completion.seq.finish_reason is not None for completion in self.completions)
+        for completion in self.completions:
+            if completion.seq.finish_reason is None:
+                return False
+        return True
 
     def output(self) -> RequestOutput | None:
         """What the user is told after this step; None where that is nothing."""

@@ -47,7 +47,7 @@ class Schedule:
     counted from the last, want their logits. The first `num_decodes` compute one token and their drafts.
 
     budget: tokens left to hand out. spare_rows: rows of logits left beyond one for each sequence.
-    released: ids of the sequences that gave up their state since the step before.
+    released: ids of the sequences that gave up their state since the step before. is_plain: all its sequences are.
     """
 
     budget: int
@@ -58,12 +58,14 @@ class Schedule:
     num_logits: list[int] = field(default_factory=list)
     num_decodes: int = 0
     preempted: bool = False
+    is_plain: bool = True
 
     def add(self, seq: Sequence, num_new_tokens: int, num_logits: int) -> None:
         self.sequences.append(seq)
         self.num_new_tokens.append(num_new_tokens)
         self.num_logits.append(num_logits)
         self.budget -= num_new_tokens
+        self.is_plain &= seq.is_plain
 
     def part(self, indices: list[int], released: list[int]) -> "Schedule":
         """The same work for some of the sequences."""
@@ -74,6 +76,7 @@ class Schedule:
             sequences=[self.sequences[i] for i in indices],
             num_new_tokens=[self.num_new_tokens[i] for i in indices],
             num_logits=[self.num_logits[i] for i in indices],
+            is_plain=self.is_plain,
         )
 
 
@@ -151,7 +154,7 @@ class Scheduler:
             if seq.status is not SequenceStatus.RUNNING:
                 continue
             seq.num_computed_tokens += num_new
-            if seq.wants_prompt_rows:
+            if not seq.is_plain and seq.wants_prompt_rows:
                 seq.prompt_rows_done = min(seq.num_computed_tokens, seq.num_prompt_tokens - 1)
             if seq.draft_token_ids:
                 token_ids = self._verify_drafts(seq, token_ids)

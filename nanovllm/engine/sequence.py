@@ -11,7 +11,7 @@ from enum import Enum, auto
 import numpy as np
 
 from nanovllm.batch import SAMPLING_ROW
-from nanovllm.engine.logits_edits import SequenceEdits
+from nanovllm.engine.logits_edits import SequenceEdits, needs_edits
 from nanovllm.outputs import FinishReason
 from nanovllm.sampling_params import SamplingParams
 
@@ -34,7 +34,8 @@ class Sequence:
     block_table: array("i"), the block of tokens i * block_size onwards. block_hashes: chained hashes of its first full
     blocks, as far as they have been needed. cached_serials: identities of its leading blocks in the prefix cache (both
     are the block manager's).
-    sampling_row: the bytes of one SAMPLING_ROW. edits: what happens to its logits, None = nothing.
+    sampling_row: the bytes of one SAMPLING_ROW. edits: what happens to its logits, None = nothing. is_plain: neither edits
+    nor log-probabilities are wanted.
     max_tokens: length limit of the output, in tokens. urgency: the scheduler's sort key, set when it arrives.
     num_logprobs: likeliest tokens wanted beside each sampled one, num_prompt_logprobs: beside each of the prompt's; -1
     = no log-probabilities at all. prompt_rows_done: tokens of the prompt, from its start, whose successor's
@@ -50,6 +51,7 @@ class Sequence:
         "draft_token_ids",
         "edits",
         "finish_reason",
+        "is_plain",
         "max_tokens",
         "min_tokens",
         "num_accepted_tokens",
@@ -105,6 +107,7 @@ class Sequence:
         self.edits = edits
         self.num_logprobs = num_logprobs
         self.num_prompt_logprobs = num_prompt_logprobs
+        self.is_plain = not needs_edits(sampling_params) and max(num_logprobs, num_prompt_logprobs) < 0
         self.prompt_rows_done = 0 if num_prompt_logprobs >= 0 else self.num_prompt_tokens - 1
         self.status = SequenceStatus.WAITING
         self.finish_reason: FinishReason | None = None
