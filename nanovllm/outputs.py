@@ -67,8 +67,8 @@ class RequestMetrics:
     """When what happened to a request, in seconds of `time.monotonic()`; None = not yet.
 
     arrival_s: submitted. scheduled_s: first given to the runner. first_token_s, last_token_s: the end of the step that
-    sampled its first and its latest token. num_generation_tokens: sampled so far, over all continuations.
-    num_preemptions: times that a continuation lost its blocks and was computed again.
+    sampled its first and its latest token. num_generation_tokens: sampled so far, over all
+    num_completions continuations. num_preemptions: times that a continuation lost its blocks and was computed again.
     num_draft_tokens, num_accepted_tokens: proposed by speculation, and confirmed.
     """
 
@@ -77,6 +77,7 @@ class RequestMetrics:
     first_token_s: float | None = None
     last_token_s: float | None = None
     num_generation_tokens: int = 0
+    num_completions: int = 1
     num_preemptions: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
@@ -103,6 +104,14 @@ class RequestMetrics:
         if self.first_token_s is None or self.last_token_s is None:
             return None
         return self.last_token_s - self.first_token_s
+
+    @property
+    def inter_token_latency_s(self) -> float | None:
+        """Mean time from one token of a continuation to the next; None where none has two."""
+        num_gaps = self.num_generation_tokens - self.num_completions
+        return (
+            None if self.decode_time_s is None or num_gaps < 1 else self.decode_time_s * self.num_completions / num_gaps
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,10 +156,7 @@ class Request:
 
     @property
     def is_finished(self) -> bool:
-        for completion in self.completions:
-            if completion.seq.finish_reason is None:
-                return False
-        return True
+        return all(completion.seq.finish_reason is not None for completion in self.completions)
 
     def output(self) -> RequestOutput | None:
         """What the user is told after this step; None where that is nothing."""
@@ -191,6 +188,7 @@ class Request:
             first_token_s=self.first_token_s,
             last_token_s=self.last_token_s,
             num_generation_tokens=sum(seq.num_output_tokens for seq in sequences),
+            num_completions=len(sequences),
             num_preemptions=sum(seq.num_preemptions for seq in sequences),
             num_draft_tokens=sum(seq.num_draft_tokens for seq in sequences),
             num_accepted_tokens=sum(seq.num_accepted_tokens for seq in sequences),

@@ -34,8 +34,8 @@ class Sequence:
     block_table: array("i"), the block of tokens i * block_size onwards. block_hashes: chained hashes of its first full
     blocks, as far as they have been needed. cached_serials: identities of its leading blocks in the prefix cache (both
     are the block manager's).
-    sampling_row: the bytes of one SAMPLING_ROW. edits: what happens to its logits, None = nothing. is_plain: neither edits
-    nor log-probabilities are wanted.
+    sampling_row: the bytes of one SAMPLING_ROW. edits: what happens to its logits, None = nothing. is_plain: it wants
+    neither edits nor log-probabilities.
     max_tokens: length limit of the output, in tokens. urgency: the scheduler's sort key, set when it arrives.
     num_logprobs: likeliest tokens wanted beside each sampled one, num_prompt_logprobs: beside each of the prompt's; -1
     = no log-probabilities at all. prompt_rows_done: tokens of the prompt, from its start, whose successor's

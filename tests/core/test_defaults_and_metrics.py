@@ -115,6 +115,7 @@ def test_the_metrics_of_a_request_say_when_what_happened() -> None:
         assert metrics.time_to_first_token_s == metrics.queue_time_s + metrics.prefill_time_s
         assert metrics.arrival_s + metrics.time_to_first_token_s + metrics.decode_time_s == metrics.last_token_s
         assert metrics.num_generation_tokens == 6
+        assert metrics.inter_token_latency_s == metrics.decode_time_s / 5
         assert metrics.num_preemptions == 0
 
 

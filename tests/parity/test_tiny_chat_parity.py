@@ -1,4 +1,4 @@
-"""tiny-chat on ONNX Runtime through the engine, six ways, against transformers' greedy generation."""
+"""tiny-chat on ONNX Runtime through the engine, seven ways, against transformers' greedy generation."""
 
 import warnings
 from collections.abc import Iterator
@@ -148,6 +148,26 @@ def test_on_a_warm_prefix_cache(folder: Path, reference: Reference) -> None:
         outputs = llm.generate(reference.prompts, GREEDY)
         assert_parity(reference, [output.outputs[0].token_ids for output in outputs])
         assert all(output.num_cached_tokens for output in outputs)
+
+
+def test_with_tokens_guessed_and_verified(folder: Path, reference: Reference) -> None:
+    with LLM(str(folder), speculative_config={"max_num_seqs": 8, "prompt_lookup_min": 1}) as llm:
+        assert_parity(reference, [generate(llm, [prompt])[0] for prompt in reference.prompts])
+        assert llm.stats().num_accepted_tokens > 0
+
+
+def test_int8_samples_the_same_tokens_with_guesses_and_without(folder: Path, tmp_path: Path) -> None:
+    """Every row of an int8 product is computed alike whatever stands beside it, so this holds at any temperature."""
+    export_model("tiny-chat", tmp_path / "int8", precision="int8", progress=False)
+    params = SamplingParams(temperature=1.0, top_p=0.95, seed=3, max_tokens=NUM_TOKENS)
+    conversations = [[{"role": "user", "content": question}] for question in QUESTIONS]
+    texts = []
+    for options in ({}, {"speculative_config": {"max_num_seqs": 64, "prompt_lookup_min": 1}}):
+        with LLM(str(tmp_path / "int8"), **options) as llm:
+            texts.append([output.outputs[0].token_ids for output in llm.chat(conversations, params)])
+            num_accepted = llm.stats().num_accepted_tokens
+    assert texts[0] == texts[1]
+    assert num_accepted > 0
 
 
 def test_from_the_checkpoint_through_chat(
