@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import FunctionProto, ModelProto, OperatorSetIdProto, TensorProto, helper
 
+from export.gated_silu import OP_TYPE as GATED_SILU
+from export.gated_silu import gated_silu_function
 from export.moe import add_mixture
 from export.nodes import Nodes
 from export.paged_attention import DOMAIN, DOMAIN_VERSION, OP_TYPE, OPSET, paged_attention_function
@@ -79,6 +81,7 @@ def build_graph(
     logits = decoder.logits(ops)
     ops.nodes.rename(logits, "logits")
     inputs, outputs = _interface(decoder.geometry)
+    ops.nodes.drop_unread({tensor.name for tensor in outputs})
     graph = helper.make_graph(
         ops.nodes.protos,
         decoder.geometry.model_type,
@@ -106,7 +109,11 @@ def _opset_imports(nodes: Nodes) -> list[OperatorSetIdProto]:
 def _functions(ops: "_OnnxOps") -> list[FunctionProto]:
     """The model-local functions that the graph calls."""
     used = {node.op_type for node in ops.nodes.protos if node.domain == DOMAIN}
-    functions = (paged_attention_function(windows=ops.windows), quantized_linear_function(DOMAIN))
+    functions = (
+        paged_attention_function(windows=ops.windows),
+        quantized_linear_function(DOMAIN),
+        gated_silu_function(DOMAIN),
+    )
     return [function for function in functions if function.name in used]
 
 
@@ -165,6 +172,7 @@ class _OnnxOps:
         self._max_model_len = max_model_len
         self._parameters: dict[str, int] = {}
         self._ropes: dict[Rope | None, str] = {}
+        self._halves: dict[tuple[str, ...], str] = {}  # the whole of two results that are its equal halves
         self.nodes = Nodes()
         self.plan = WeightPlan(WEIGHTS_FILE)
         self.windows = False
@@ -203,6 +211,8 @@ class _OnnxOps:
         sizes = self.nodes.ints(*(layer.weight.shape[0] for layer in layers))
         outputs = [f"{merged}.{i}" for i in range(len(layers))]
         self.nodes.add_many("Split", [merged, sizes], outputs, axis=1)
+        if len(layers) == 2 and layers[0].weight.shape[0] == layers[1].weight.shape[0]:
+            self._halves[tuple(outputs)] = merged
         return outputs
 
     def rms_norm(self, x: str, weight: Weight, *, eps: float, offset: float = 0.0, groups: int = 1) -> str:
@@ -248,6 +258,9 @@ class _OnnxOps:
         return self.nodes.add("Gelu", [x], approximate="tanh" if kind == "gelu_tanh" else "none")
 
     def gated(self, gate: str, up: str, kind: Activation) -> str:
+        whole = self._halves.get((gate, up))
+        if kind == "silu" and whole is not None:
+            return self.nodes.add(GATED_SILU, [whole], domain=DOMAIN)  # the Split, now unread, is dropped at the end
         return self.nodes.add("Mul", [self.activation(gate, kind), up])
 
     def moe(self, x: str, mixture: Mixture) -> str:

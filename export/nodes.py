@@ -1,6 +1,6 @@
 """A growing list of ONNX nodes, of a graph or of a function's body. Names the results; checks nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,3 +63,13 @@ class Nodes:
             outputs = [new if output == old else output for output in node.output]
             del node.output[:]
             node.output.extend(outputs)
+
+    def drop_unread(self, wanted: Collection[str]) -> None:
+        """Drops every node none of whose results is wanted or read, directly or not, by a node that stays."""
+        read = set(wanted)
+        kept: list[NodeProto] = []
+        for node in reversed(self.protos):
+            if read.intersection(node.output):
+                kept.append(node)
+                read.update(node.input)
+        self.protos = kept[::-1]

@@ -61,7 +61,7 @@ def test_the_onnx_checker_passes_with_shape_inference(checkpoint: Path) -> None:
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     assert model.ir_version == 11
     assert {(entry.domain, entry.version) for entry in model.opset_import} == {("", 23), ("nanovllm", 1)}
-    assert [function.name for function in model.functions] == ["PagedAttention_v1"]
+    assert [function.name for function in model.functions] == ["PagedAttention_v1", "GatedSilu_v1"]
 
 
 def test_inputs_and_outputs_are_the_contract(checkpoint: Path) -> None:

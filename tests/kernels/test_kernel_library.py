@@ -123,19 +123,27 @@ def test_a_mixed_step_is_one_run_with_kernels_and_several_without() -> None:
     np.testing.assert_array_equal(run.rows, np.arange(4))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize(("precision", "near_tie"), [("fp32", 1e-3), ("int8", 0.1)])
 def test_greedy_tokens_of_tiny_chat_are_the_same_with_and_without(
-    precision: str, kernel_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, near_tie: float, kernel_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Up to near-ties: in int8 a rounding of the last bit can move an input to the next of 255 steps."""
     folder = export_model(resolve_model("tiny-chat"), tmp_path / "export", precision=precision, progress=False).folder
-    greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
-    tokens = {}
+    greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=5)
+    answers = {}
     for kernels in (kernel_library, 0):
         use(monkeypatch, kernels)
         with LLM(str(folder), backend="onnxruntime") as llm:
-            outputs = llm.generate(QUESTIONS, greedy)
-        tokens[str(kernels)] = [output.outputs[0].token_ids for output in outputs]
-    assert tokens[str(kernel_library)] == tokens["0"]
+            answers[str(kernels)] = [output.outputs[0] for output in llm.generate(QUESTIONS, greedy)]
+    num_compared = 0
+    for ours, stock in zip(answers[str(kernel_library)], answers["0"], strict=True):
+        pairs = zip(ours.token_ids, stock.token_ids, strict=True)
+        first = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
+        num_compared += len(stock.token_ids) if first is None else first
+        if first is not None:
+            likely = stock.logprobs[first]
+            assert likely[stock.token_ids[first]].logprob - likely[ours.token_ids[first]].logprob < near_tie
+    assert num_compared >= 0.9 * 24 * len(QUESTIONS)
 
 
 def test_the_library_exports_nothing_that_could_clash(kernel_library: Path) -> None:

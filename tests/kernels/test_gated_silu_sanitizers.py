@@ -1,0 +1,30 @@
+"""GatedSilu under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from backends.ort.kernels import build
+
+SOURCES = ("gated_silu", "gated_silu_scalar", "gated_silu_avx2", "gated_silu_avx512", "instruction_set")
+
+
+@pytest.mark.parametrize(("sanitizers", "count"), [("address,undefined", 60), ("thread", 15)])
+def test_the_kernel_runs_clean(compiler: list[str], tmp_path: Path, sanitizers: str, count: int) -> None:
+    flags = ["-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    probe = tmp_path / "probe.cpp"
+    probe.write_text("int main() { return 0; }\n")
+    try:
+        build.compile_program(compiler, [probe], tmp_path / "probe", flags)
+    except build.BuildError as error:
+        pytest.skip(f"this compiler has no -fsanitize={sanitizers}: {error}")
+    files = [Path(__file__).with_name("gated_silu_driver.cpp"), *(build.FOLDER / f"{name}.cpp" for name in SOURCES)]
+    build.compile_program(compiler, files, tmp_path / "driver", flags)
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}  # leaks cannot be looked for under a tracer
+    done = subprocess.run(
+        [tmp_path / "driver", str(count)], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"set 0: {count} " in done.stdout
