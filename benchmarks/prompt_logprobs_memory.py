@@ -2,8 +2,8 @@
 
     python benchmarks/prompt_logprobs_memory.py FOLDER [--prompt 2000] [--limits 80 256 2048]
 
-Each limit (`max_num_logits`) is run in a process of its own. A row of logits of a 151,936-token vocabulary is 0.6 MB, so
-a prompt of 4,000 tokens taken at once would be 2.4 GB.
+Each limit (`max_num_logits`) is run in a process of its own. A row of logits of a 151,936-token vocabulary is 0.6 MB,
+so a prompt of 4,000 tokens taken at once would be 2.4 GB.
 """
 
 import argparse
