@@ -1,4 +1,4 @@
-"""The sampler and the quantized product under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer."""
+"""The sampler, the quantized product and the gated SiLU under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer."""
 
 import os
 import subprocess
@@ -11,6 +11,7 @@ from backends.ort.kernels import build
 SOURCES = {
     "sampler": ("sampler", "row_nucleus", "row_weights", "instruction_set"),
     "quantized_linear": ("quantized_linear", "row_product", "row_product_avx2", "row_product_vnni", "instruction_set"),
+    "gated_silu": ("gated_silu", "gated_silu_scalar", "gated_silu_avx2", "gated_silu_avx512", "instruction_set"),
 }
 
 
