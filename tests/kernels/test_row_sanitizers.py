@@ -1,4 +1,4 @@
-"""The sampler, the quantized product and the gated SiLU under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer."""
+"""The row kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer."""
 
 import os
 import subprocess
