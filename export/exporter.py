@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 from export.folder import MODEL_FILE, new_folder
 from export.graph import OnnxGraph, build_graph
 from export.model_facts import TOKENIZER_FILES, make_model_info, package_version
-from export.peak_memory import peak_memory_bytes
 from export.precision import PRECISIONS, PrecisionPlan, parse_keep
 from nanovllm.architectures import ArchitectureError, Decoder, UnknownArchitectureError, decoder_from_config
 from nanovllm.checkpoint import CONFIG_FILE, GENERATION_CONFIG_FILE, Checkpoint, resolve_model
 from nanovllm.errors import CheckpointError, ConfigError, ExportError, UnsupportedModelError
 from nanovllm.model_info import MODEL_INFO_FILE, ModelInfo, WeightsFile
 from nanovllm.random_weights import RandomCheckpoint, random_checkpoint
+from nanovllm.resources import peak_memory_bytes
 
 if TYPE_CHECKING:
     from export.verify import Verification

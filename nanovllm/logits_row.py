@@ -8,14 +8,10 @@ from collections.abc import Sequence as Seq
 import numpy as np
 import numpy.typing as npt
 
-from nanovllm.batch import LogitsEdits, LogitsProcessor, Penalties
+from nanovllm.batch import Float32Array, Int64Array, LogitsEdits, LogitsProcessor, Penalties, UInt32Array
 from nanovllm.errors import BackendError
 
 __all__ = ["allowed_ids", "edit_row", "is_empty"]
-
-Float32Array = npt.NDArray[np.float32]
-Int64Array = npt.NDArray[np.int64]
-UInt32Array = npt.NDArray[np.uint32]
 
 
 def is_empty(edits: LogitsEdits) -> bool:

@@ -4,16 +4,11 @@ They are of the model's own distribution; knows nothing about edits, temperature
 """
 
 import numpy as np
-import numpy.typing as npt
 
-from nanovllm.batch import RowLogprobs
+from nanovllm.batch import Float32Array, Int32Array, Int64Array, RowLogprobs
 
 __all__ = ["row_logprobs"]
 
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
-Int32Array = npt.NDArray[np.int32]
-Int64Array = npt.NDArray[np.int64]
 
 _GROUP = 64  # logits of which the largest is looked at first
 

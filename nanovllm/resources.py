@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["available_memory_bytes", "num_physical_cores"]
+__all__ = ["available_memory_bytes", "num_physical_cores", "peak_memory_bytes"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 _CPU_TOPOLOGY = Path("/sys/devices/system/cpu")
@@ -84,3 +84,16 @@ def _available_windows() -> int:
     status = Status(length=ctypes.sizeof(Status))
     ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined,unused-ignore]
     return int(status.available)
+
+
+def peak_memory_bytes() -> int | None:
+    """Peak resident set size in bytes; None where the system does not tell (Windows).
+
+    getrusage(2): ru_maxrss is in KiB on Linux, in bytes on macOS.
+    """
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

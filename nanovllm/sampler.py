@@ -18,17 +18,13 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from nanovllm.batch import LogitsEdits, SamplingBatch, StepOutput
+from nanovllm.batch import Float32Array, Float64Array, Int32Array, Int64Array, LogitsEdits, SamplingBatch, StepOutput
 from nanovllm.logits_row import allowed_ids, edit_row, is_empty
 from nanovllm.logprobs import row_logprobs
 from nanovllm.sampling_weights import Weights
 
 __all__ = ["Draw", "draw", "sample", "uniform"]
 
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
-Int32Array = npt.NDArray[np.int32]
-Int64Array = npt.NDArray[np.int64]
 SamplingRows = npt.NDArray[np.void]
 
 Draw = Callable[[Float32Array, SamplingRows, Float64Array], Int64Array]

@@ -16,11 +16,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from nanovllm.batch import Float32Array, Float64Array, Int64Array
+
 __all__ = ["Weights"]
 
-Float32Array = npt.NDArray[np.float32]
-Float64Array = npt.NDArray[np.float64]
-Int64Array = npt.NDArray[np.int64]
 
 _BINS_PER_UNIT = 25.6
 _NUM_BINS = 1024  # the last one holds all weights below e**-40

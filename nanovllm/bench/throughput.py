@@ -3,15 +3,15 @@
 In: an `LLM` and a workload. Out: a record of counts and seconds. Prints nothing.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 
 from nanovllm.bench.workload import Workload
 from nanovllm.llm import LLM
+from nanovllm.resources import peak_memory_bytes
 from nanovllm.sampling_params import SamplingParams
 
-__all__ = ["ThroughputReport", "greedy_params", "measure_throughput", "peak_memory_bytes", "run_workload"]
+__all__ = ["ThroughputReport", "greedy_params", "measure_throughput", "run_workload"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +71,3 @@ def run_workload(llm: LLM, workload: Workload, *, progress: bool | None = None) 
 
 def greedy_params(output_lens: list[int]) -> list[SamplingParams]:
     return [SamplingParams(temperature=0, max_tokens=length, ignore_eos=True) for length in output_lens]
-
-
-def peak_memory_bytes() -> int | None:
-    """Most memory that this process has had resident; None where the system does not say."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

@@ -148,10 +148,8 @@ class LLMEngine:
 
     def _note_start(self, schedule: Schedule) -> None:
         self._num_steps += 1
-        num_tokens, num_decode_tokens = (
-            sum(schedule.num_new_tokens),
-            sum(schedule.num_new_tokens[: schedule.num_decodes]),
-        )
+        num_tokens = sum(schedule.num_new_tokens)
+        num_decode_tokens = sum(schedule.num_new_tokens[: schedule.num_decodes])
         self._decode_tokens += num_decode_tokens
         self._prefill_tokens += num_tokens - num_decode_tokens
         self._last_step = len(schedule.sequences), num_tokens
@@ -170,11 +168,10 @@ class LLMEngine:
 
     def _take_logprobs(self, schedule: Schedule, execution: Execution) -> None:
         """Hands the rows' log-probabilities to their requests: those of prompts come before those of new tokens."""
-        rows, starts = execution.output.logprobs, execution.batch.logits_start.tolist()
+        rows, targets = execution.output.logprobs, execution.batch.sampling.targets
         if rows is None:
             return
-        targets = execution.batch.sampling.targets
-        for index, (start, end) in enumerate(pairwise(starts)):
+        for index, (start, end) in enumerate(pairwise(execution.batch.logits_start.tolist())):
             completion = self._completions[schedule.sequences[index].seq_id]
             if index in execution.errors:
                 continue

@@ -16,9 +16,8 @@ from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from nanovllm.batch import TokenMask
+from nanovllm.batch import TokenMask, UInt32Array
 from nanovllm.engine.grammar_text import grammar_text
 from nanovllm.engine.grammar_vocabulary import GrammarVocabulary
 from nanovllm.errors import SamplingParamsError
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Grammar", "GrammarCompiler", "GrammarState"]
 
-UInt32Array = npt.NDArray[np.uint32]
 
 _NUM_THREADS = 2
 _MAX_CACHED_GRAMMARS = 64

@@ -79,7 +79,7 @@ class Completion:
 
     def _drop_tokens_after_stop(self) -> None:
         """Several tokens may have come in one step; those after the stop string were never asked for."""
-        del self.seq.token_ids[self._num_seen :]
+        self.seq.truncate(self._num_seen)
         if self._logprobs is not None:
             for entry in self._logprobs[self.seq.num_output_tokens :]:
                 self._cumulative_logprob -= next(iter(entry.values())).logprob

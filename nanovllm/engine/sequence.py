@@ -158,6 +158,10 @@ class Sequence:
         if self.edits is not None:
             self.edits.append(token_id)
 
+    def truncate(self, num_tokens: int) -> None:
+        """Drops the tokens after the first `num_tokens`, which were never asked for; the sequence ends with that."""
+        del self.token_ids[num_tokens:]
+
     def __repr__(self) -> str:
         return f"Sequence({self.seq_id}, {self.status.name}, {self.num_computed_tokens}/{self.num_tokens} tokens)"
 

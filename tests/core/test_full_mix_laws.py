@@ -21,7 +21,6 @@ from nanovllm.testing import make_engine, run_requests
 VOCAB_SIZE = 12
 MAX_LEN = 48
 POISON = 11
-Asked = tuple[tuple[int, ...], SamplingParams, str]
 
 
 class Runner(MockRunner):
