@@ -143,9 +143,9 @@ class EngineStats:
 
     num_running, num_waiting, num_preemptions: sequences. prefix_cache_queries: prompt tokens looked up;
     prefix_cache_hits: those found. prefill_tokens and decode_tokens: computed so far; a sequence that has only its last
-    token (and drafts) to compute decodes. generation_tokens: sampled. num_draft_tokens,
-    num_accepted_tokens: proposed by speculation, and confirmed. num_finished_requests: also those aborted or failed. last_step_num_seqs, last_step_num_tokens: of the
-    latest step. kv_cache_usage: share of blocks in use, 0 to 1.
+    token (and drafts) to compute decodes. generation_tokens: sampled. num_draft_tokens, num_accepted_tokens: proposed
+    by speculation, and confirmed. num_finished_requests: also those aborted or failed. last_step_num_seqs,
+    last_step_num_tokens: of the latest step. kv_cache_usage: share of blocks in use, 0 to 1.
     """
 
     num_running: int = 0
