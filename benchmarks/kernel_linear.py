@@ -1,35 +1,42 @@
-"""The W8A8 product on CPU, one node: the stock body against the compiled kernel, alternating, medians.
+"""A quantized product on CPU, one node: the stock body against the compiled kernel, alternating, medians.
 
-    python benchmarks/kernel_linear.py [--threads 2] [--rounds 15] [--rows 1 48] [--only 896x9728]
+    python benchmarks/kernel_linear.py [--precision int8] [--threads 2] [--rounds 15] [--rows 1 48] [--only 896x9728]
 
 Shapes are those of Qwen2-0.5B: qkv, output, gate-up, down and the head. Small layers are repeated with other weights
 until they fill 128 MiB, so that weights come from memory as they do in a model, not from a cache that one layer would
 fit into. Prints giga-operations a second, two for each weight and row, and for a single row the bandwidth at which
-weights were read. On one thread its processor time is taken, which other work on the machine disturbs less.
+weights were read. On one thread its processor time is taken, which other work on the machine disturbs less. Between the
+two is a pause, in which the threads of the one that ran stop waiting for work, and a run that is not counted.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
+from onnx import FunctionProto, TensorProto, helper, numpy_helper
 
 from backends.ort.kernels.library import find_library
-from export.quantized_linear import INPUTS, OP_TYPE, OUTPUTS, quantized_linear_function
+from export.block_linear import block_linear_function
+from export.quantize import BLOCK, num_blocks
+from export.quantized_linear import quantized_linear_function
 
 DOMAIN = "nanovllm"
 SHAPES = ((896, 1152), (896, 896), (896, 9728), (4864, 896), (896, 151_936))  # features in and out
 NUM_ROWS = (1, 4, 16, 48, 128, 512)
 WEIGHT_BYTES = 128 << 20
+PAUSE_S = 0.03
 MAX_ROWS_OF_HEAD = 128  # more would need gigabytes of output
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--precision", choices=LAYERS, default="int8")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--rows", type=int, nargs="*", default=NUM_ROWS)
@@ -44,39 +51,68 @@ def main() -> None:
         name = f"{num_in}x{num_out}"
         if options.only not in name:
             continue
-        num_layers = max(1, WEIGHT_BYTES // (num_in * num_out))
+        layer = LAYERS[options.precision]
+        layer_bytes = sum(array.nbytes for array in layer.weights(np.random.default_rng(0), num_in, num_out))
+        num_layers = max(1, WEIGHT_BYTES // layer_bytes)
         clock = time.thread_time if options.threads == 1 else time.perf_counter
-        sessions = [open_layers(num_in, num_out, num_layers, path, options.threads) for path in (None, library)]
+        sessions = [open_layers(layer, num_in, num_out, num_layers, path, options.threads) for path in (None, library)]
         for num_rows in options.rows:
             if num_out > 100_000 and num_rows > MAX_ROWS_OF_HEAD:
                 continue
             stock, kernel = measure(sessions, num_rows, num_in, options.rounds, clock)
             work = num_layers * num_in * num_out
             rates = [2e-9 * work * num_rows / seconds for seconds in (stock, kernel)]
-            bandwidth = f"{1e-9 * work / kernel:13.1f}" if num_rows == 1 else ""
+            bandwidth = f"{1e-9 * layer_bytes * num_layers / kernel:13.1f}" if num_rows == 1 else ""
             print(
                 f"{name:<14}{num_rows:>6}{rates[0]:14.0f}{rates[1]:14.0f}{stock / kernel:8.2f}{bandwidth}", flush=True
             )
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A kind of node. weights: its constant inputs, at random. bits: attribute of BlockLinear, else 0."""
+
+    function: FunctionProto
+    weights: Callable[[np.random.Generator, int, int], list[np.ndarray]]
+    bits: int = 0
+
+
+def row_weights(rng: np.random.Generator, num_in: int, num_out: int) -> list[np.ndarray]:
+    return [rng.integers(-127, 128, (num_out, num_in), np.int8), rng.uniform(0, 0.01, num_out).astype(np.float32)]
+
+
+def block_weights(bits: int, rng: np.random.Generator, num_in: int, num_out: int) -> list[np.ndarray]:
+    shape = num_out, num_blocks(num_in)
+    integers = rng.integers(0, 256, (*shape, BLOCK * bits // 8), np.uint8)
+    return [integers, rng.uniform(0, 0.01, shape).astype(np.float32)]
+
+
+LAYERS = {
+    "int8": Layer(quantized_linear_function(DOMAIN), row_weights),
+    "int8w": Layer(block_linear_function(DOMAIN), partial(block_weights, 8), bits=8),
+    "int4": Layer(block_linear_function(DOMAIN), partial(block_weights, 4), bits=4),
+}
+
+
 def open_layers(
-    num_in: int, num_out: int, num_layers: int, library: Path | None, num_threads: int
+    layer: Layer, num_in: int, num_out: int, num_layers: int, library: Path | None, num_threads: int
 ) -> onnxruntime.InferenceSession:
     """Layers that share their input, each with weights of its own."""
     rng = np.random.default_rng(0)
     nodes, weights, outputs = [], [], []
+    attributes = {"N": num_out, "K": num_in, "bits": layer.bits} if layer.bits else {}
     for i in range(num_layers):
-        values = rng.integers(-127, 128, (num_out, num_in), np.int8)
-        scale = rng.uniform(0, 0.01, num_out).astype(np.float32)
-        weights += [numpy_helper.from_array(values, f"w{i}"), numpy_helper.from_array(scale, f"s{i}")]
-        nodes.append(helper.make_node(OP_TYPE, [INPUTS[0], f"w{i}", f"s{i}"], [f"{OUTPUTS[0]}{i}"], domain=DOMAIN))
-        outputs.append(helper.make_tensor_value_info(f"{OUTPUTS[0]}{i}", TensorProto.FLOAT, ["rows", num_out]))
-    x = helper.make_tensor_value_info(INPUTS[0], TensorProto.FLOAT, ["rows", num_in])
-    function = quantized_linear_function(DOMAIN)
+        arrays = layer.weights(rng, num_in, num_out)
+        names = [f"w{i}.{place}" for place in range(len(arrays))]
+        weights += [numpy_helper.from_array(array, name) for array, name in zip(arrays, names, strict=True)]
+        inputs, output = ["x", *names], f"output{i}"
+        nodes.append(helper.make_node(layer.function.name, inputs, [output], domain=DOMAIN, **attributes))
+        outputs.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, ["rows", num_out]))
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", num_in])
     model = helper.make_model(
         helper.make_graph(nodes, "layers", [x], outputs, weights),
-        functions=[function],
-        opset_imports=[*function.opset_import, helper.make_opsetid(DOMAIN, 1)],
+        functions=[layer.function],
+        opset_imports=[*layer.function.opset_import, helper.make_opsetid(DOMAIN, 1)],
         ir_version=11,
     )
     settings = onnxruntime.SessionOptions()
@@ -99,18 +135,20 @@ def measure(
     x = np.random.default_rng(1).standard_normal((num_rows, num_in)).astype(np.float32)
     runs = [bound_run(session, x) for session in sessions]
     times: list[list[float]] = [[] for _ in runs]
-    for _ in range(num_rounds + 1):
+    for _ in range(num_rounds):
         for run, taken in zip(runs, times, strict=True):
+            time.sleep(PAUSE_S)
+            run()
             start = clock()
             run()
             taken.append(clock() - start)
-    return [statistics.median(taken[1:]) for taken in times]  # the first run warms up
+    return [statistics.median(taken) for taken in times]
 
 
 def bound_run(session: onnxruntime.InferenceSession, x: np.ndarray) -> Callable[[], None]:
     """A run without copies in Python: all layers write to one buffer."""
     binding = session.io_binding()
-    binding.bind_cpu_input(INPUTS[0], x)
+    binding.bind_cpu_input("x", x)
     outputs = session.get_outputs()
     buffer = np.empty((len(x), outputs[0].shape[1]), np.float32)
     for output in outputs:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import FunctionProto, ModelProto, OperatorSetIdProto, TensorProto, helper
 
+from export.block_linear import block_linear_function
 from export.gated_silu import OP_TYPE as GATED_SILU
 from export.gated_silu import gated_silu_function
 from export.moe import add_mixture
@@ -112,6 +113,7 @@ def _functions(ops: "_OnnxOps") -> list[FunctionProto]:
     functions = (
         paged_attention_function(windows=ops.windows),
         quantized_linear_function(DOMAIN),
+        block_linear_function(DOMAIN),
         gated_silu_function(DOMAIN),
     )
     return [function for function in functions if function.name in used]

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, helper
 
+from export.block_linear import OP_TYPE as BLOCK_LINEAR
 from export.nodes import Nodes
 from export.paged_attention import DOMAIN
 from export.quantize import BLOCK, num_blocks, quantize_blocks, quantize_rows
-from export.quantized_linear import MICROSOFT_DOMAIN, OP_TYPE
+from export.quantized_linear import OP_TYPE
 from export.weight_plan import WeightPlan
 from nanovllm.errors import CheckpointError, ExportError
 
@@ -120,25 +121,16 @@ class _Int8Rows:
 
 
 class _Blocks:
-    """`MatMulNBits`, whose accuracy_level 4 is int8 arithmetic (left out, it would be float32 and several times
-    slower)."""
+    """`BlockLinear`: a scale for each block of a row."""
 
     def __init__(self, bits: int) -> None:
         self._bits = bits
 
     def linear(self, nodes: Nodes, plan: WeightPlan, x: str, matrix: Matrix, bias: str | None) -> str:
-        output = f"matmul_{self._bits}_bits.{len(nodes.protos)}"
-        nodes.add_many(
-            "MatMulNBits",
-            [x, *self._stored(plan, matrix), *([] if bias is None else ["", "", bias])],
-            [output],
-            domain=MICROSOFT_DOMAIN,
-            N=matrix.shape[0],
-            K=matrix.shape[1],
-            bits=self._bits,
-            block_size=BLOCK,
-            accuracy_level=4,
-        )
+        output = f"block_linear.{len(nodes.protos)}"
+        num_out, num_in = matrix.shape
+        inputs = [x, *self._stored(plan, matrix), *([] if bias is None else [bias])]
+        nodes.add_many(BLOCK_LINEAR, inputs, [output], domain=DOMAIN, N=num_out, K=num_in, bits=self._bits)
         return output
 
     def embedding(self, nodes: Nodes, plan: WeightPlan, matrix: Matrix, ids: str) -> str:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from export.block_linear import block_linear_function
 from export.nodes import Nodes
 from export.paged_attention import DOMAIN, DOMAIN_VERSION, OPSET
 from export.quantize import dequantize_blocks, quantize_blocks, quantize_rows
@@ -68,7 +69,7 @@ def session(
             helper.make_opsetid(DOMAIN, DOMAIN_VERSION),
             helper.make_opsetid("com.microsoft", 1),
         ],
-        functions=[quantized_linear_function(DOMAIN)],
+        functions=[quantized_linear_function(DOMAIN), block_linear_function(DOMAIN)],
     )
     onnx.checker.check_model(model)
     options = onnxruntime.SessionOptions()

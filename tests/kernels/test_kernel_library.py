@@ -123,11 +123,11 @@ def test_a_mixed_step_is_one_run_with_kernels_and_several_without() -> None:
     np.testing.assert_array_equal(run.rows, np.arange(4))
 
 
-@pytest.mark.parametrize(("precision", "near_tie"), [("fp32", 1e-3), ("int8", 0.1)])
+@pytest.mark.parametrize(("precision", "near_tie"), [("fp32", 1e-3), ("int8", 0.1), ("int8w", 0.1), ("int4", 0.1)])
 def test_greedy_tokens_of_tiny_chat_are_the_same_with_and_without(
     precision: str, near_tie: float, kernel_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Up to near-ties: in int8 a rounding of the last bit can move an input to the next of 255 steps."""
+    """Up to near-ties: a rounding of the last bit can move an input to the next of 255 steps."""
     folder = export_model(resolve_model("tiny-chat"), tmp_path / "export", precision=precision, progress=False).folder
     greedy = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, logprobs=5)
     answers = {}

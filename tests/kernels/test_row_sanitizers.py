@@ -11,6 +11,13 @@ from backends.ort.kernels import build
 SOURCES = {
     "sampler": ("sampler", "row_nucleus", "row_weights", "instruction_set"),
     "quantized_linear": ("quantized_linear", "row_product", "row_product_avx2", "row_product_vnni", "instruction_set"),
+    "block_linear": (
+        "block_linear",
+        "block_product",
+        "block_product_avx2",
+        "block_product_vnni",
+        "instruction_set",
+    ),
     "gated_silu": ("gated_silu", "gated_silu_scalar", "gated_silu_avx2", "gated_silu_avx512", "instruction_set"),
 }
 

@@ -2,6 +2,7 @@
 //
 //     static constexpr const char* kName;
 //     static constexpr OrtElementType kInputs[], kOutputs[];
+//     static constexpr std::size_t kNumRequired;    of the inputs; those after them may be missing. Left out: all
 //     Op(const Ort&, const OrtKernelInfo*);         for each node; throws KernelError
 //     void compute(OrtKernelContext*) const;        throws KernelError
 #pragma once
@@ -12,6 +13,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "ort_abi.h"
 #include "parallel.h"
@@ -63,6 +65,13 @@ inline Tensor input_of(const Ort& ort, const OrtKernelContext* context, std::siz
   const OrtValue* value = nullptr;
   require(ort.input(context, index, &value));
   return tensor_of(ort, value);
+}
+
+// An input that may be missing: its memory is null then.
+inline Tensor optional_input_of(const Ort& ort, const OrtKernelContext* context, std::size_t index) {
+  const OrtValue* value = nullptr;
+  require(ort.input(context, index, &value));
+  return value == nullptr ? Tensor() : tensor_of(ort, value);
 }
 
 inline Tensor output_of(const Ort& ort, OrtKernelContext* context, std::size_t index, const Tensor& shape) {
@@ -128,6 +137,12 @@ struct Node {
   Node(OrtApi* api, const OrtKernelInfo* info) : ort(api), op(ort, info) {}
 };
 
+template <typename Op, typename = void>
+constexpr std::size_t kRequiredInputs = std::size(Op::kInputs);
+
+template <typename Op>
+constexpr std::size_t kRequiredInputs<Op, std::void_t<decltype(Op::kNumRequired)>> = Op::kNumRequired;
+
 // The entries that ONNX Runtime calls for an operator.
 template <typename Op>
 OrtCustomOp custom_op() {
@@ -139,7 +154,9 @@ OrtCustomOp custom_op() {
   entries.GetInputTypeCount = [](const OrtCustomOp*) { return std::size(Op::kInputs); };
   entries.GetOutputType = [](const OrtCustomOp*, std::size_t index) { return Op::kOutputs[index]; };
   entries.GetOutputTypeCount = [](const OrtCustomOp*) { return std::size(Op::kOutputs); };
-  entries.GetInputCharacteristic = [](const OrtCustomOp*, std::size_t) { return kOrtRequired; };
+  entries.GetInputCharacteristic = [](const OrtCustomOp*, std::size_t index) {
+    return index < kRequiredInputs<Op> ? kOrtRequired : kOrtOptional;
+  };
   entries.GetOutputCharacteristic = [](const OrtCustomOp*, std::size_t) { return kOrtRequired; };
   entries.GetInputMemoryType = [](const OrtCustomOp*, std::size_t) { return kOrtDefaultMemory; };
   entries.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };

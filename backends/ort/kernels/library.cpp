@@ -1,5 +1,6 @@
 // What ONNX Runtime calls when a session's options name this library: it registers the operators.
 #include "attention_op.h"
+#include "block_linear_op.h"
 #include "custom_op.h"
 #include "gated_silu_op.h"
 #include "quantized_linear_op.h"
@@ -11,6 +12,7 @@ OrtCustomOpDomain* make_domain(const nanovllm::Ort& ort) {
   static const OrtCustomOp ops[] = {
       nanovllm::custom_op<nanovllm::PagedAttentionOp>(),
       nanovllm::custom_op<nanovllm::QuantizedLinearOp>(),
+      nanovllm::custom_op<nanovllm::BlockLinearOp>(),
       nanovllm::custom_op<nanovllm::GatedSiluOp>(),
   };
   OrtCustomOpDomain* domain = nullptr;

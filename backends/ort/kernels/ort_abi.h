@@ -27,6 +27,7 @@ struct OrtApiBase {
 
 enum OrtElementType : int {  // ONNXTensorElementDataType
   ORT_FLOAT = 1,
+  ORT_UINT8 = 2,
   ORT_INT8 = 3,
   ORT_INT32 = 6,
   ORT_INT64 = 7,
@@ -67,6 +68,7 @@ namespace nanovllm {
 constexpr std::uint32_t kOrtApiVersion = 17;  // of ONNX Runtime 1.17, the first with KernelContext_ParallelFor
 constexpr int kOrtFail = 1;                   // ORT_FAIL
 constexpr int kOrtRequired = 0;               // INPUT_OUTPUT_REQUIRED
+constexpr int kOrtOptional = 1;               // INPUT_OUTPUT_OPTIONAL
 constexpr int kOrtDefaultMemory = 0;          // OrtMemTypeDefault
 
 // Typed access to the table.

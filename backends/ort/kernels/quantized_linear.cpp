@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <exception>
 #include <memory>
-#include <type_traits>
 
+#include "parts.h"
 #include "row_product.h"
 #include "row_threads.h"
 
@@ -14,19 +14,6 @@ namespace {
 constexpr std::size_t kTaskBytes = std::size_t{1} << 16;  // of weights or of numbers to quantize: microseconds of work
 constexpr std::size_t kPackedRows = 192;                  // of a task with a packed panel, which many rows share
 
-std::size_t num_parts(std::size_t n, std::size_t size) { return (n + size - 1) / size; }
-
-Span part(std::size_t n, std::size_t size, std::size_t index) {
-  return {index * size, std::min(n, (index + 1) * size)};
-}
-
-// Calls task(i) for every i below count.
-template <class Task>
-void run(const Parallel& parallel, std::size_t count, Task&& task) {
-  if (count == 1) return task(std::size_t{0});
-  parallel.run(count, [](void* data, std::size_t index) { (*static_cast<std::decay_t<Task>*>(data))(index); }, &task);
-}
-
 }  // namespace
 
 std::vector<std::int32_t> weight_row_sums(const std::int8_t* weight, std::int64_t num_out, std::int64_t num_in,
@@ -34,7 +21,7 @@ std::vector<std::int32_t> weight_row_sums(const std::int8_t* weight, std::int64_
   const auto rows = static_cast<std::size_t>(num_out), columns = static_cast<std::size_t>(num_in);
   std::vector<std::int32_t> sums(rows);
   const std::size_t rows_per_task = kTaskBytes / std::max<std::size_t>(1, columns) + 1;
-  run(parallel, num_parts(rows, rows_per_task), [&](std::size_t index) {
+  run_parts(parallel, num_parts(rows, rows_per_task), [&](std::size_t index) {
     const Span span = part(rows, rows_per_task, index);
     for (std::size_t i = span.begin; i < span.end; ++i) {
       std::int32_t sum = 0;
@@ -57,7 +44,7 @@ void quantized_linear(const float* x, std::int64_t num_rows, std::int64_t num_in
   const std::unique_ptr<float[]> row_scale(new float[rows]);
 
   const std::size_t rows_per_task = kTaskBytes / sizeof(float) / std::max<std::size_t>(1, columns) + 1;
-  run(parallel, num_parts(rows, rows_per_task), [&](std::size_t index) {
+  run_parts(parallel, num_parts(rows, rows_per_task), [&](std::size_t index) {
     const Span span = part(rows, rows_per_task, index);
     for (std::size_t t = span.begin; t < span.end; ++t) {
       row_scale[t] = functions.quantize(x + t * columns, columns, quantized.get() + t * stride);
@@ -69,14 +56,14 @@ void quantized_linear(const float* x, std::int64_t num_rows, std::int64_t num_in
                         weight_row_sums, columns,         outputs, output};
   if (functions.multiply_packed != nullptr && rows >= functions.pack_from) {
     const std::size_t num_panels = num_parts(outputs, kPanelOutputs);
-    run(parallel, num_panels * num_parts(rows, kPackedRows), [&](std::size_t index) {
+    run_parts(parallel, num_panels * num_parts(rows, kPackedRows), [&](std::size_t index) {
       const std::unique_ptr<std::int8_t[]> panel(new std::int8_t[kPanelOutputs * stride]);
       functions.multiply_packed(product, part(outputs, kPanelOutputs, index % num_panels),
                                 part(rows, kPackedRows, index / num_panels), panel.get());
     });
   } else {
     const std::size_t outputs_per_task = (kTaskBytes / std::max<std::size_t>(1, columns) / 4 + 1) * 4;
-    run(parallel, num_parts(outputs, outputs_per_task),
+    run_parts(parallel, num_parts(outputs, outputs_per_task),
         [&](std::size_t index) { functions.multiply(product, part(outputs, outputs_per_task, index)); });
   }
 }

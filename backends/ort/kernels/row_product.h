@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "instruction_set.h"
+#include "parts.h"
 
 namespace nanovllm {
 
@@ -22,10 +23,6 @@ struct Product {
   const std::int32_t* weight_row_sums;
   std::size_t num_in, num_out;
   float* output;  // (num_rows, num_out)
-};
-
-struct Span {
-  std::size_t begin, end;
 };
 
 struct ProductFunctions {

@@ -1,5 +1,4 @@
-// The functions of row_product.h for AVX-512 with VNNI, whose vpdpbusd adds four products of uint8 by int8 to each of
-// 16 sums of 32 bits, which wrap around.
+// The functions of row_product.h for AVX-512 with VNNI.
 //
 // Few rows: weights and rows are read along k, 64 at a time, and every pair of a row and an output has a register of 16
 // partial sums, which are added up at the end. Many rows: that end costs a quarter of the time where k is 896, so
@@ -9,18 +8,8 @@
 //             k 4-7    outputs 0-15 | ...
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-
 #include "row_product_parts.h"
-
-#if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wuninitialized"  // in GCC's own header
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-
-#define NANOVLLM_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
-#define NANOVLLM_INLINE NANOVLLM_TARGET inline __attribute__((always_inline))
-#define NANOVLLM_UNROLL _Pragma("GCC unroll 16")  // wholly: only then are arrays of vectors kept in registers
+#include "vnni_registers.h"
 
 namespace nanovllm {
 namespace {
@@ -32,26 +21,6 @@ constexpr std::size_t kAhead = 8192;  // bytes: what comes from memory in the ti
 constexpr std::size_t kPackFrom = 10;
 
 NANOVLLM_TARGET float quantize(const float* x, std::size_t n, std::uint8_t* row) { return quantize_row(x, n, row); }
-
-NANOVLLM_INLINE __mmask64 first_lanes(std::size_t count) {
-  return count < 64 ? (__mmask64{1} << count) - 1 : ~__mmask64{0};
-}
-
-// Asks for weights that are read later, so that they come from memory while others are multiplied. Processors foresee
-// that by themselves only where one row is read after the other. Past the end of the weights nothing is fetched.
-template <_mm_hint kLevel>
-NANOVLLM_INLINE void prefetch(const std::int8_t* weight, std::size_t ahead) {
-  _mm_prefetch(reinterpret_cast<const char*>(reinterpret_cast<std::uintptr_t>(weight) + ahead), kLevel);
-}
-
-// The totals of four vectors, in order.
-NANOVLLM_INLINE __m128i totals(const __m512i* x) {
-  const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(x[0], x[1]), _mm512_unpackhi_epi32(x[0], x[1]));
-  const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(x[2], x[3]), _mm512_unpackhi_epi32(x[2], x[3]));
-  const __m512i abcd = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(abcd), _mm512_extracti64x4_epi64(abcd, 1));
-  return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
-}
 
 // kNumRows rows by num_outputs <= kOutputs outputs, whose weights are read in one of two orders: an output after the
 // other, which streams best, or, where rows would be read again and again, all outputs together.
@@ -124,36 +93,6 @@ void multiply(const Product& product, Span outputs) {
       kTiles[num_rows - 1](product, row, output, num_outputs);
     }
   }
-}
-
-// Transposes 16 x 16 groups of four bytes: x[i] group j becomes x[j] group i.
-NANOVLLM_INLINE void transpose(__m512i* x) {
-  __m512i y[16];
-  NANOVLLM_UNROLL
-  for (int i = 0; i < 16; i += 2) {
-    y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
-    y[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
-  }
-  NANOVLLM_UNROLL
-  for (int i = 0; i < 16; i += 4) {  // x[i + c]: group c of every 128 bits, of rows i .. i + 3
-    x[i] = _mm512_unpacklo_epi64(y[i], y[i + 2]);
-    x[i + 1] = _mm512_unpackhi_epi64(y[i], y[i + 2]);
-    x[i + 2] = _mm512_unpacklo_epi64(y[i + 1], y[i + 3]);
-    x[i + 3] = _mm512_unpackhi_epi64(y[i + 1], y[i + 3]);
-  }
-  NANOVLLM_UNROLL
-  for (int c = 0; c < 4; ++c) {  // then the 128-bit parts: 4 x 4 of them for each c
-    const __m512i low01 = _mm512_shuffle_i32x4(x[c], x[4 + c], 0x44);
-    const __m512i high01 = _mm512_shuffle_i32x4(x[c], x[4 + c], 0xee);
-    const __m512i low23 = _mm512_shuffle_i32x4(x[8 + c], x[12 + c], 0x44);
-    const __m512i high23 = _mm512_shuffle_i32x4(x[8 + c], x[12 + c], 0xee);
-    y[c] = _mm512_shuffle_i32x4(low01, low23, 0x88);
-    y[4 + c] = _mm512_shuffle_i32x4(low01, low23, 0xdd);
-    y[8 + c] = _mm512_shuffle_i32x4(high01, high23, 0x88);
-    y[12 + c] = _mm512_shuffle_i32x4(high01, high23, 0xdd);
-  }
-  NANOVLLM_UNROLL
-  for (int i = 0; i < 16; ++i) x[i] = y[i];
 }
 
 // Outputs and k that are not there are zeros.
