@@ -1,4 +1,5 @@
-"""`nanovllm::PagedAttention_v1`: the contract of the node, and its body for CPU out of stock operators.
+"""`nanovllm::PagedAttention_v1` and its variants for smaller pools: the contract, and bodies for CPU out of stock
+operators.
 
 Contract. T tokens of S sequences are packed one after the other; sequence i owns tokens query_start[i] ..
 query_start[i + 1] and has context_lens[i] tokens in the cache from earlier steps. The node
@@ -29,12 +30,25 @@ query_start[i + 1] and has context_lens[i] tokens in the cache from earlier step
              softcap                   float, scores s become softcap * tanh(s / softcap); 0: off
 
 The caller binds the pools' inputs and outputs to the same memory, so that they are updated in place; a kernel whose
-pointers differ copies first. The name carries the version: it changes with anything said above.
+pointers differ copies first. The name carries the version: it changes with anything said here.
+
+Smaller pools. A kernel stands for a body by its name alone, and every name has its own types. The arithmetic is float
+in all of them; what is written is rounded once, and read back by every token, its own included.
+
+    PagedAttentionBFloat16_v1   the pools are bfloat16: a feature is rounded to the nearest, ties to even
+    PagedAttentionInt8_v1       the pools are int8, with two inputs and two outputs more:
+             key_scale, value_scale         float (num_blocks, block_size, num_kv_heads), behind block_size
+             key_scale_out, value_scale_out after the writes, behind value_cache_out
+        Of each token and head, scale = max(max |x| / 127, 2 ** -100), and the pool holds x / scale, rounded to the
+        nearest, ties to even: -127 .. 127. What is read is the stored integer times scale. What becomes of features
+        that are not finite is not said.
 
 The stock body pads: its cost is S * longest query * longest block table. What it reads in padding (block 0 and stale
 slots) it multiplies by weights of zero, so pools start zeroed. Everything index-like is computed in the body; ONNX
 Runtime inlines it and merges the repeats across layers, so this is done once a step.
 """
+
+from typing import Literal, get_args
 
 from onnx import FunctionProto, TensorProto, helper
 
@@ -45,15 +59,27 @@ __all__ = [
     "DOMAIN",
     "DOMAIN_VERSION",
     "INPUTS",
+    "KV_DTYPES",
     "OPSET",
     "OP_TYPE",
+    "OP_TYPES",
     "OUTPUTS",
+    "SCALE_INPUTS",
+    "SCALE_OUTPUTS",
+    "KVDType",
     "paged_attention_function",
 ]
 
 DOMAIN = "nanovllm"
 DOMAIN_VERSION = 1
 OP_TYPE = "PagedAttention_v1"
+KVDType = Literal["float32", "bfloat16", "int8"]
+KV_DTYPES: tuple[KVDType, ...] = get_args(KVDType)
+OP_TYPES: dict[KVDType, str] = {
+    "float32": OP_TYPE,
+    "bfloat16": "PagedAttentionBFloat16_v1",
+    "int8": "PagedAttentionInt8_v1",
+}
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization
 
 INPUTS = (
@@ -61,17 +87,22 @@ INPUTS = (
     *("query_start", "context_lens", "block_tables", "slot_mapping", "positions", "cos", "sin", "block_size"),
 )
 OUTPUTS = ("output", "key_cache_out", "value_cache_out")
+SCALE_INPUTS = ("key_scale", "value_scale")
+SCALE_OUTPUTS = ("key_scale_out", "value_scale_out")
 ATTRIBUTES = ("num_heads", "num_kv_heads", "scale", "rotary_dim", "rotary_interleaved", "window", "softcap")
 
 
-def paged_attention_function(*, windows: bool) -> FunctionProto:
+_LEAST_SCALE = 2.0**-100
+
+
+def paged_attention_function(*, windows: bool, kv_dtype: KVDType = "float32") -> FunctionProto:
     """The model-local function for CPU. windows: whether any node of the model has a window; else none is looked at."""
     body = Nodes()
     starts, ends, query_rows = _query_rows(body)
     query, key = (_rotated(body, name, heads) for name, heads in (("query", "num_heads"), ("key", "num_kv_heads")))
-    _write_cache(body, key)
+    _write_cache(body, key, kv_dtype)
     padded = body.add("Gather", [query, query_rows], axis=0)  # (S, longest, num_heads * head_dim)
-    keys, values = (_read_cache(body, name) for name in ("key", "value"))
+    keys, values = (_read_cache(body, name, kv_dtype) for name in ("key", "value"))
     attended = body.add(
         "Attention",
         [padded, keys, values, _mask(body, query_rows, windows=windows)],
@@ -81,8 +112,9 @@ def paged_attention_function(*, windows: bool) -> FunctionProto:
         softcap=Ref("softcap", is_float=True),
     )
     _unpad(body, attended, starts, ends)
+    inputs, outputs = (INPUTS, OUTPUTS) if kv_dtype != "int8" else (INPUTS + SCALE_INPUTS, OUTPUTS + SCALE_OUTPUTS)
     return helper.make_function(
-        DOMAIN, OP_TYPE, INPUTS, OUTPUTS, body.protos, [helper.make_opsetid("", OPSET)], list(ATTRIBUTES)
+        DOMAIN, OP_TYPES[kv_dtype], inputs, outputs, body.protos, [helper.make_opsetid("", OPSET)], list(ATTRIBUTES)
     )
 
 
@@ -132,7 +164,7 @@ def _rotated(body: Nodes, name: str, num_heads: str) -> str:
     return body.add("Squeeze", [rotated, body.ints(0)])
 
 
-def _write_cache(body: Nodes, key: str) -> None:
+def _write_cache(body: Nodes, key: str, kv_dtype: KVDType) -> None:
     slots = _int64(body, "slot_mapping")
     block, offset = (body.add(operator, [slots, "block_size"]) for operator in ("Div", "Mod"))
     one = body.ints(1)
@@ -142,12 +174,31 @@ def _write_cache(body: Nodes, key: str) -> None:
     shape = body.add("Concat", [body.ints(0), _attribute(body, "num_kv_heads"), body.ints(-1)], axis=0)
     for name, rows in (("key", key), ("value", "value")):
         by_head = body.add("Reshape", [rows, shape])  # (T, num_kv_heads, head_dim)
+        if kv_dtype == "bfloat16":
+            by_head = body.add("Cast", [by_head], to=TensorProto.BFLOAT16)
+        elif kv_dtype == "int8":
+            by_head, scale = _quantized(body, by_head)
+            body.add("ScatterND", [f"{name}_scale", places, scale], f"{name}_scale_out")
         body.add("ScatterND", [f"{name}_cache", places, by_head], f"{name}_cache_out")
 
 
-def _read_cache(body: Nodes, name: str) -> str:
-    """The sequences' blocks one after the other, (S, max_blocks * block_size, num_kv_heads * head_dim)."""
+def _quantized(body: Nodes, rows: str) -> tuple[str, str]:
+    """Features as int8, and the scale of each row, (T, num_kv_heads)."""
+    last = body.ints(-1)
+    largest = body.add("ReduceMax", [body.add("Abs", [rows]), last], keepdims=1)
+    scale = body.add("Max", [body.add("Div", [largest, body.number(127.0)]), body.number(_LEAST_SCALE)])
+    whole = body.add("Round", [body.add("Div", [rows, scale])])
+    return body.add("Cast", [whole], to=TensorProto.INT8), body.add("Squeeze", [scale, last])
+
+
+def _read_cache(body: Nodes, name: str, kv_dtype: KVDType) -> str:
+    """The sequences' blocks one after the other, float (S, max_blocks * block_size, num_kv_heads * head_dim)."""
     blocks = body.add("Gather", [f"{name}_cache_out", "block_tables"], axis=0)
+    if kv_dtype != "float32":
+        blocks = body.add("Cast", [blocks], to=TensorProto.FLOAT)
+    if kv_dtype == "int8":
+        scale = body.add("Gather", [f"{name}_scale_out", "block_tables"], axis=0)
+        blocks = body.add("Mul", [blocks, body.add("Unsqueeze", [scale, body.ints(-1)])])
     shape = body.add("Concat", [body.ints(0), _num_keys(body), body.ints(-1)], axis=0)
     return body.add("Reshape", [blocks, shape])
 

@@ -7,14 +7,15 @@ blocks) is settled when the engine is built.
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from nanovllm.errors import ConfigError
 
-__all__ = ["EngineConfig", "GenerationConfig", "SchedulingPolicy", "SpeculativeConfig"]
+__all__ = ["EngineConfig", "GenerationConfig", "KVCacheDtype", "SchedulingPolicy", "SpeculativeConfig"]
 
 SchedulingPolicy = Literal["fcfs", "priority"]
 GenerationConfig = Literal["auto", "none"]
+KVCacheDtype = Literal["auto", "float32", "bfloat16", "int8"]
 _DEFAULT_MAX_NUM_LOGITS = 256
 
 
@@ -68,6 +69,7 @@ class EngineConfig:
     max_num_seqs: sequences that run at once. max_num_batched_tokens: token budget of one step.
     block_size: tokens of a KV block. num_kv_blocks: blocks of the pool; default what kv_cache_memory_bytes holds,
     which defaults to half of the free memory, and to no more than max_num_seqs full sequences can use.
+    kv_cache_dtype: "float32", "bfloat16" or "int8", in which keys and values are kept; "auto": the backend's own.
     max_num_logits: rows of logits of one step, which bounds their memory where prompt_logprobs or drafts want many;
     default 256, or twice max_num_seqs where that is more.
     enable_prefix_caching, enable_chunked_prefill, scheduling_policy ("fcfs" or "priority"): as vLLM's.
@@ -89,6 +91,7 @@ class EngineConfig:
     block_size: int | None = None
     num_kv_blocks: int | None = None
     kv_cache_memory_bytes: int | None = None
+    kv_cache_dtype: KVCacheDtype = "auto"
     enable_prefix_caching: bool = True
     enable_chunked_prefill: bool = True
     scheduling_policy: SchedulingPolicy = "fcfs"
@@ -125,6 +128,9 @@ class EngineConfig:
             )
         if self.generation_config not in ("auto", "none"):
             raise ConfigError(f"generation_config is {self.generation_config!r}; it must be 'auto' or 'none'.")
+        if self.kv_cache_dtype not in get_args(KVCacheDtype):
+            allowed = ", ".join(map(repr, get_args(KVCacheDtype)))
+            raise ConfigError(f"kv_cache_dtype is {self.kv_cache_dtype!r}; it must be one of {allowed}.")
         if self.max_num_logits is not None and self.max_num_logits <= self.max_num_seqs:
             raise ConfigError(
                 f"max_num_logits ({self.max_num_logits}) must be above max_num_seqs ({self.max_num_seqs}): every "

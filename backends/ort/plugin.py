@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from nanovllm.architectures import SUPPORTED_MODEL_TYPES
 from nanovllm.checkpoint import CONFIG_FILE, weight_files
-from nanovllm.config import EngineConfig
+from nanovllm.config import EngineConfig, KVCacheDtype
 from nanovllm.errors import CheckpointError, ConfigError, ModelError
 from nanovllm.model_info import MODEL_INFO_FILE, ModelInfo
 from nanovllm.plugins import ModelRunner, ModelRunnerPlugin, ModelSource, Verdict, hookimpl
@@ -111,21 +111,25 @@ def _make_runner(source: ModelSource, config: EngineConfig) -> ModelRunner:
             f"option 'model_file' picks one of several ONNX files that another tool exported; {folder} is no such "
             "folder. Leave it out."
         )
-    return _make_paged_runner(folder, num_threads, options)
+    return _make_paged_runner(folder, num_threads, options, config.kv_cache_dtype)
 
 
-def _make_paged_runner(folder: Path, num_threads: int, options: "OrtOptions") -> ModelRunner:
+def _make_paged_runner(
+    folder: Path, num_threads: int, options: "OrtOptions", kv_cache_dtype: KVCacheDtype
+) -> ModelRunner:
     from backends.ort.export_cache import exported
     from backends.ort.kernels.sampler import CompiledSampler
+    from backends.ort.kv_graph import info_with_kv_dtype
     from backends.ort.runner import PagedRunner
     from backends.ort.session import open_with_kernels
 
     if not _is_export(folder):
         folder = exported(folder)
     info = ModelInfo.load(folder)
-    session, kernels = open_with_kernels(folder, info, num_threads=num_threads, options=options)
+    kv_dtype = "float32" if kv_cache_dtype == "auto" else kv_cache_dtype
+    session, kernels = open_with_kernels(folder, info, num_threads=num_threads, options=options, kv_dtype=kv_dtype)
     sampler = None if kernels.library is None else CompiledSampler.load(kernels.library, num_threads)
-    return PagedRunner(session, info, kernels, sampler)
+    return PagedRunner(session, info_with_kv_dtype(info, kv_dtype), kernels, sampler)
 
 
 def _make_dense_runner(dense: "DenseFolder", num_threads: int, options: "OrtOptions") -> ModelRunner:

@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from backends.ort.kernels.library import KernelStatus
 from backends.ort.kernels.sampler import CompiledSampler
+from backends.ort.kv_pools import KVPool, allocate_pools, kv_bytes_per_block
 from backends.ort.step_runs import StepRun, split_step, whole_step
 from nanovllm.batch import Batch
-from nanovllm.errors import BackendError, KVCacheError
+from nanovllm.errors import BackendError
 from nanovllm.model_info import ModelInfo
 from nanovllm.plugins.interfaces import LogitsModelRunner
-from nanovllm.resources import available_memory_bytes
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession  # type: ignore[import-untyped, unused-ignore]
@@ -31,10 +31,13 @@ cores: 12 and 62 GB/s), so a padded (query, key) pair costs as much as this many
 class PagedRunner(LogitsModelRunner):
     """Model runner over one session.
 
-    session: an exported graph, opened; owned by the runner from now on. model_info: what model_info.json says of it.
+    session: an exported graph, opened; owned by the runner from now on. model_info: what model_info.json says of it,
+    with the dtype of the KV cache that it was opened with.
     kernels: whether the session runs our compiled kernels, which take a ragged step whole; the stock attention pads.
     sampler: picks the tokens in place of the core's own.
     """
+
+    kv_cache_dtypes = frozenset({"float32", "bfloat16", "int8"})
 
     def __init__(
         self,
@@ -49,36 +52,27 @@ class PagedRunner(LogitsModelRunner):
         self.preferred_block_size = model_info.kv_cache.block_size
         self._session: InferenceSession | None = session
         self._binding: Any = None
-        self._pools: npt.NDArray[np.float32] | None = None  # bound by address: replaced only together with the binding
+        self._pools: list[KVPool] | None = None  # bound by address: replaced only together with the binding
+        self._block_size = 0
         self._logits = np.empty((0, model_info.vocab_size), np.float32)
         self._spare = self._logits
         weight_bytes = sum(weights.num_bytes for weights in model_info.weights)
-        self._run_cost = weight_bytes / (self.kv_bytes_per_block(1) * _PADDED_PAIR_COST)
+        pair_bytes = model_info.num_layers * 2 * model_info.num_kv_heads * model_info.head_dim * 4  # read as float
+        self._run_cost = weight_bytes / (pair_bytes * _PADDED_PAIR_COST)
 
     def kv_bytes_per_block(self, block_size: int) -> int:
-        info = self.model_info
-        return info.num_layers * 2 * block_size * info.num_kv_heads * info.head_dim * np.dtype(np.float32).itemsize
+        return kv_bytes_per_block(self.model_info, block_size)
 
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         """Allocates and touches the pools, so that no step pays for page faults; earlier pools are dropped."""
         session = self._open_session()
         self._binding, self._pools = None, None
-        info = self.model_info
-        num_bytes, free = num_blocks * self.kv_bytes_per_block(block_size), available_memory_bytes()
-        if num_bytes > free:
-            raise KVCacheError(_no_memory(num_blocks, block_size, num_bytes, f"{free / 2**20:,.0f} MiB are free"))
-        shape = (info.num_layers, 2, num_blocks, block_size, info.num_kv_heads, info.head_dim)
-        try:
-            pools = np.empty(shape, np.float32)
-            pools.fill(0)
-        except MemoryError as error:
-            raise KVCacheError(_no_memory(num_blocks, block_size, num_bytes, "the system refuses that")) from error
+        pools = allocate_pools(self.model_info, num_blocks, block_size)
         binding = session.io_binding()
-        for layer in range(info.num_layers):
-            for kind, pool in zip(("key", "value"), pools[layer], strict=True):
-                _bind(binding.bind_input, f"{kind}_cache.{layer}", pool)
-                _bind(binding.bind_output, f"{kind}_cache_out.{layer}", pool)
-        self._binding, self._pools = binding, pools
+        for pool in pools:
+            _bind(binding.bind_input, pool.input, pool.array, pool.element_type)
+            _bind(binding.bind_output, pool.output, pool.array, pool.element_type)
+        self._binding, self._pools, self._block_size = binding, pools, block_size
 
     def forward(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Logits, float32 (num_logits, vocab_size), in memory that the next call reuses. Raises `BackendError`."""
@@ -87,7 +81,7 @@ class PagedRunner(LogitsModelRunner):
             raise BackendError("the KV cache is not allocated: call allocate_kv_cache first.")
         self._logits = _at_least(self._logits, batch.num_logits)
         logits = self._logits[: batch.num_logits]
-        for run in self._runs(batch, self._pools.shape[3]):
+        for run in self._runs(batch, self._block_size):
             self._run(run, logits)
         return logits
 
@@ -135,9 +129,12 @@ class PagedRunner(LogitsModelRunner):
         return self._session
 
 
-def _bind(bind: Any, name: str, array: npt.NDArray[Any]) -> None:
-    """Binds C-contiguous memory by its address; the caller keeps the array alive until the run is over."""
-    bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+def _bind(bind: Any, name: str, array: npt.NDArray[Any], element_type: int | None = None) -> None:
+    """Binds C-contiguous memory by its address; the caller keeps the array alive until the run is over.
+
+    element_type: what the memory holds, as ONNX numbers it, where the array's dtype does not say it.
+    """
+    bind(name, "cpu", 0, element_type or array.dtype.type, array.shape, array.ctypes.data)
 
 
 def _at_least(buffer: npt.NDArray[np.float32], num_rows: int) -> npt.NDArray[np.float32]:
@@ -145,10 +142,3 @@ def _at_least(buffer: npt.NDArray[np.float32], num_rows: int) -> npt.NDArray[np.
     if len(buffer) >= num_rows:
         return buffer
     return np.empty((max(num_rows, 2 * len(buffer)), buffer.shape[1]), np.float32)
-
-
-def _no_memory(num_blocks: int, block_size: int, num_bytes: int, why: str) -> str:
-    return (
-        f"{num_blocks} KV blocks of {block_size} tokens take {num_bytes / 2**20:,.0f} MiB; {why}. Lower num_kv_blocks, "
-        "kv_cache_memory_bytes or max_num_seqs."
-    )

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backends.ort.kernels.library import KernelStatus, kernel_status
+from backends.ort.kv_graph import graph_with_kv_dtype, info_with_kv_dtype
 from backends.ort.options import OrtOptions
 from nanovllm.errors import ModelError
 from nanovllm.model_info import KVCacheInfo, ModelInfo
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession  # type: ignore[import-untyped, unused-ignore]
+
+    from export.paged_attention import KVDType
 
 __all__ = ["MODEL_FILE", "check_files", "int8_sums_saturate", "open_graph", "open_session", "open_with_kernels"]
 
@@ -23,41 +26,59 @@ logger = logging.getLogger("nanovllm")
 
 
 def open_with_kernels(
-    folder: Path, info: ModelInfo, *, num_threads: int, options: OrtOptions
+    folder: Path, info: ModelInfo, *, num_threads: int, options: OrtOptions, kv_dtype: "KVDType" = "float32"
 ) -> "tuple[InferenceSession, KernelStatus]":
     """The session of `folder` with the compiled kernels, where they can be used, else without; and which of the two.
 
-    A library that does not go with the model costs speed and a warning, not the model. Raises as `open_session`.
+    A library that does not go with the model costs speed and a warning, not the model. kv_dtype: what the KV cache is
+    kept in. Raises as `open_session`.
     """
+
+    def opened(kernels: Path | None) -> "InferenceSession":
+        return open_session(folder, info, num_threads=num_threads, options=options, kernels=kernels, kv_dtype=kv_dtype)
+
     status = kernel_status()
     if status.library is not None:
         try:
-            session = open_session(folder, info, num_threads=num_threads, options=options, kernels=status.library)
-            return session, status
+            return opened(status.library), status
         except ModelError as error:
             status = KernelStatus(None, f"the model does not load with {status.library}: {error}", failure=True)
-    session = open_session(folder, info, num_threads=num_threads, options=options)
+    session = opened(None)
     if status.failure:
         logger.warning("Without compiled kernels, so slower: %s", status.reason)
     return session, status
 
 
 def open_session(
-    folder: Path, info: ModelInfo, *, num_threads: int, options: OrtOptions, kernels: Path | None = None
+    folder: Path,
+    info: ModelInfo,
+    *,
+    num_threads: int,
+    options: OrtOptions,
+    kernels: Path | None = None,
+    kv_dtype: "KVDType" = "float32",
 ) -> "InferenceSession":
     """The session of `folder`, whose model_info.json is `info`. Raises `ModelError` naming the file and the fix.
 
-    kernels: a library of compiled operators to use in place of the bodies of the same names.
+    kernels: a library of compiled operators to use in place of the bodies of the same names. kv_dtype: what the KV
+    cache is kept in; where that is not float32, the graph is rewritten in memory, which needs onnx (`ConfigError`).
     """
     _check_kind(folder, info)
     check_files(folder, info)
-    session = open_graph(folder / MODEL_FILE, num_threads=num_threads, options=options, kernels=kernels)
-    _check_interface(folder / MODEL_FILE, info, session)
+    path = folder / MODEL_FILE
+    graph = graph_with_kv_dtype(path, kv_dtype)
+    session = open_graph(path, num_threads=num_threads, options=options, kernels=kernels, graph=graph)
+    _check_interface(path, info_with_kv_dtype(info, kv_dtype), session)
     return session
 
 
-def open_graph(path: Path, *, num_threads: int, options: OrtOptions, kernels: Path | None = None) -> "InferenceSession":
-    """The session of one ONNX file. Raises `ModelError` naming it. kernels: as for `open_session`."""
+def open_graph(
+    path: Path, *, num_threads: int, options: OrtOptions, kernels: Path | None = None, graph: bytes | None = None
+) -> "InferenceSession":
+    """The session of one ONNX file. Raises `ModelError` naming it. kernels: as for `open_session`.
+
+    graph: what to run in place of the file's graph, with weights out of the files beside it.
+    """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # official wheels send usage data where it is not set
     import onnxruntime
 
@@ -73,7 +94,10 @@ def open_graph(path: Path, *, num_threads: int, options: OrtOptions, kernels: Pa
     try:
         if kernels is not None:
             settings.register_custom_ops_library(str(kernels))
-        return onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        if graph is not None:
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        model = str(path) if graph is None else graph
+        return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions share no base class
         raise ModelError(f"ONNX Runtime cannot load {path}: {error}. Export the model again.") from error
 

@@ -2,8 +2,9 @@
 
 import argparse
 import json
-from typing import Any
+from typing import Any, get_args
 
+from nanovllm.config import KVCacheDtype
 from nanovllm.errors import ConfigError
 from nanovllm.llm import LLM
 from nanovllm.sampling_params import RequestOutputKind, SamplingParams
@@ -32,6 +33,11 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--backend", help="one that `nanovllm plugins` lists (default: the best for the model)")
     for name, text in _ENGINE_COUNTS:
         group.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    group.add_argument(
+        "--kv-cache-dtype",
+        choices=get_args(KVCacheDtype),
+        help="what keys and values are kept in; the smaller, the more tokens fit (default: auto, the backend's own)",
+    )
     group.add_argument("--no-prefix-caching", action="store_true", help="compute every prompt from its start")
     group.add_argument(
         "--backend-option", action="append", default=[], metavar="KEY=VALUE", help="an option of the backend's own"
@@ -59,6 +65,7 @@ def load_llm(options: argparse.Namespace) -> LLM:
             "tokenizer",
             "tokenizer_backend",
             "backend",
+            "kv_cache_dtype",
             *(flag.replace("-", "_") for flag, _ in _ENGINE_COUNTS),
         )
         if getattr(options, name) is not None

@@ -66,6 +66,7 @@ def assemble_engine(
 ) -> LLMEngine:
     """An engine around a runner whose KV cache is sized and allocated here; by default from the machine's memory."""
     _check_speculation(runner, config, kv)
+    _check_kv_cache_dtype(runner, config)
     free = available_memory_bytes() if free_memory_bytes is None else free_memory_bytes
     geometry = plan_kv_cache(runner, config, kv, free)
     runner.allocate_kv_cache(geometry.num_blocks, geometry.block_size)
@@ -78,6 +79,15 @@ def _check_speculation(runner: ModelRunner, config: EngineConfig, kv: KVMode) ->
     if config.speculative_config is not None and (kv != "paged" or "drafts" not in runner.honours):
         raise ConfigError(
             "speculative_config is set, but this backend cannot take back a token that was guessed wrong. Leave it out."
+        )
+
+
+def _check_kv_cache_dtype(runner: ModelRunner, config: EngineConfig) -> None:
+    if config.kv_cache_dtype != "auto" and config.kv_cache_dtype not in runner.kv_cache_dtypes:
+        allowed = ", ".join(repr(name) for name in ("auto", *sorted(runner.kv_cache_dtypes)))
+        raise ConfigError(
+            f"kv_cache_dtype is {config.kv_cache_dtype!r}; for this model this backend takes {allowed}. Choose one of "
+            "these, or leave it out."
         )
 
 

@@ -52,6 +52,8 @@ class ModelRunner(ABC):
     edits: `SamplingBatch.edits`. logprobs: `SamplingBatch.num_logprobs`. prompt_logprobs: `SamplingBatch.targets`.
     drafts: several sampled rows of one sequence in a step.
     """
+    kv_cache_dtypes: frozenset[str] = frozenset()
+    """The values of `EngineConfig.kv_cache_dtype`, beside "auto", that its factory honours; any other is refused."""
     kv: KVMode | None = None
     """How it keeps the KV cache, where that is not what its plugin's record says: a plugin may have several runners."""
 

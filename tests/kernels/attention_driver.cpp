@@ -1,9 +1,11 @@
 // Runs the attention kernel on random steps, every array in memory of its exact size, for the sanitizers to watch.
-// Slots and tables past the sequences' lengths hold what would show: NaN, and blocks that do not exist.
+// Slots and tables past the sequences' lengths hold what would show: NaN, or a scale that is, and blocks that do not
+// exist.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <random>
@@ -15,7 +17,9 @@
 
 namespace {
 
+using nanovllm::BFloat16;
 using nanovllm::PagedAttention;
+using nanovllm::PoolType;
 
 template <typename T>
 using Array = std::unique_ptr<T[]>;  // exact, unlike std::vector, whose growth would hide reads behind its end
@@ -32,9 +36,22 @@ struct Random {
   }
 };
 
+// One pool, of which the array of its type and, for integers, the scales exist.
+struct Pool {
+  Array<float> floats, scales;
+  Array<BFloat16> halves;
+  Array<std::int8_t> integers;
+
+  void* features() const {
+    if (floats) return floats.get();
+    return halves ? static_cast<void*>(halves.get()) : static_cast<void*>(integers.get());
+  }
+};
+
 struct Step {
   PagedAttention call = {};
-  Array<float> query, key, value, key_cache, value_cache, cos, sin, output;
+  Array<float> query, key, value, cos, sin, output;
+  Pool key_pool, value_pool;
   Array<std::int32_t> query_start, context_lens, block_tables, slot_mapping;
   Array<std::int64_t> positions;
 };
@@ -50,18 +67,46 @@ void choose_sizes(PagedAttention& call, Random& random) {
   call.window = random.one_of({0, 0, 1, 5, 130, 600});
   call.softcap = static_cast<float>(random.one_of({0, 0, 30}));
   call.scale = 0.3f;
+  call.pool_type = static_cast<PoolType>(random.below(3));
 }
 
-void fill_pool(const Step& step, float* pool, Random& random) {
+// Which heads of a pool, counted through all of it, belong to a token of some context.
+std::vector<bool> filled_heads(const Step& step) {
   const PagedAttention& call = step.call;
-  const std::int64_t size = call.block_size * slot_size(call);
-  for (std::int64_t i = 0; i < call.num_blocks * size; ++i) pool[i] = std::numeric_limits<float>::quiet_NaN();
+  const std::int64_t size = call.block_size * call.num_kv_heads;
+  std::vector<bool> filled(call.num_blocks * size);
   for (std::int64_t s = 0; s < call.num_seqs; ++s) {
-    for (std::int64_t i = 0; i < step.context_lens[s] * slot_size(call); ++i) {
-      const std::int64_t block = step.block_tables[s * call.max_blocks + i / size];
-      pool[block * size + i % size] = random.feature();
+    for (std::int64_t i = 0; i < step.context_lens[s] * call.num_kv_heads; ++i) {
+      filled[step.block_tables[s * call.max_blocks + i / size] * size + i % size] = true;
     }
   }
+  return filled;
+}
+
+Pool random_pool(const Step& step, Random& random) {
+  const std::int64_t size = step.call.head_size;
+  const std::vector<bool> filled = filled_heads(step);
+  const std::int64_t heads = static_cast<std::int64_t>(filled.size());
+  const auto feature = [&](std::int64_t i) {
+    return filled[i / size] ? random.feature() : std::numeric_limits<float>::quiet_NaN();
+  };
+  Pool pool;
+  if (step.call.pool_type == PoolType::float32) {
+    pool.floats.reset(new float[heads * size]);
+    for (std::int64_t i = 0; i < heads * size; ++i) pool.floats[i] = feature(i);
+  } else if (step.call.pool_type == PoolType::bfloat16) {
+    pool.halves.reset(new BFloat16[heads * size]);
+    for (std::int64_t i = 0; i < heads * size; ++i) {
+      const float value = feature(i);
+      std::memcpy(&pool.halves[i], reinterpret_cast<const char*>(&value) + 2, 2);
+    }
+  } else {
+    pool.integers.reset(new std::int8_t[heads * size]);
+    pool.scales.reset(new float[heads]);
+    for (std::int64_t i = 0; i < heads * size; ++i) pool.integers[i] = static_cast<std::int8_t>(random.below(255) - 127);
+    for (std::int64_t i = 0; i < heads; ++i) pool.scales[i] = feature(i * size) * 0.01f;
+  }
+  return pool;
 }
 
 // The sequences' lengths, and scattered blocks for them.
@@ -113,11 +158,8 @@ Step random_step(Random& random) {
   lay_out(step, random);
   place_tokens(step);
   call.max_positions = 760;
-  const std::int64_t pool = call.num_blocks * call.block_size * slot_size(call);
-  step.key_cache.reset(new float[pool]);
-  step.value_cache.reset(new float[pool]);
-  fill_pool(step, step.key_cache.get(), random);
-  fill_pool(step, step.value_cache.get(), random);
+  step.key_pool = random_pool(step, random);
+  step.value_pool = random_pool(step, random);
   step.query = random.features(call.num_tokens * call.num_heads * call.head_size);
   step.key = random.features(call.num_tokens * slot_size(call));
   step.value = random.features(call.num_tokens * slot_size(call));
@@ -125,7 +167,8 @@ Step random_step(Random& random) {
   step.sin = random.features(call.max_positions * call.rotary_dim / 2);
   step.output.reset(new float[call.num_tokens * call.num_heads * call.head_size]);
   call.query = step.query.get(), call.key = step.key.get(), call.value = step.value.get();
-  call.key_cache = step.key_cache.get(), call.value_cache = step.value_cache.get();
+  call.key_cache = step.key_pool.features(), call.value_cache = step.value_pool.features();
+  call.key_scale = step.key_pool.scales.get(), call.value_scale = step.value_pool.scales.get();
   call.query_start = step.query_start.get(), call.context_lens = step.context_lens.get();
   call.block_tables = step.block_tables.get(), call.slot_mapping = step.slot_mapping.get();
   call.positions = step.positions.get(), call.cos = step.cos.get(), call.sin = step.sin.get();

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+from attention_pools import pool_arrays, zeroed
 from onnx import TensorProto, helper
 
-from export.paged_attention import DOMAIN, DOMAIN_VERSION, INPUTS, OP_TYPE, OPSET, OUTPUTS, paged_attention_function
+from export.paged_attention import DOMAIN, DOMAIN_VERSION, OP_TYPES, OPSET, KVDType, paged_attention_function
 
 MAX_POSITIONS = 4096
 Arrays = dict[str, npt.NDArray[Any]]
+POOLS = ("key_cache", "value_cache", "key_scale", "value_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,7 @@ class AttentionShape:
     window: int = 0
     softcap: float = 0.0
     block_size: int = 16
+    kv_dtype: KVDType = "float32"
 
     @property
     def attributes(self) -> dict[str, int | float]:
@@ -59,27 +62,40 @@ def open_node(shape: AttentionShape, library: Path | None, *, num_threads: int =
 
 
 def _model(shape: AttentionShape) -> bytes:
-    float_names = {"query", "key", "value", "key_cache", "value_cache", "cos", "sin", *OUTPUTS}
-    long_names = {"positions", "block_size"}
+    pool = {"float32": TensorProto.FLOAT, "bfloat16": TensorProto.BFLOAT16, "int8": TensorProto.INT8}[shape.kv_dtype]
+    kinds = dict.fromkeys(("query_start", "context_lens", "block_tables", "slot_mapping"), TensorProto.INT32)
+    kinds |= dict.fromkeys(("positions", "block_size"), TensorProto.INT64)
+    kinds |= dict.fromkeys(("key_cache", "value_cache", "key_cache_out", "value_cache_out"), pool)
     ranks = {"query": 2, "key": 2, "value": 2, "block_tables": 2, "cos": 2, "sin": 2, "output": 2}
     ranks |= dict.fromkeys(("key_cache", "value_cache", "key_cache_out", "value_cache_out"), 4)
+    ranks |= dict.fromkeys(("key_scale", "value_scale", "key_scale_out", "value_scale_out"), 3)
 
     def info(name: str) -> Any:
-        kind = TensorProto.FLOAT if name in float_names else TensorProto.INT64 if name in long_names else None
         axes = [f"{name}_{axis}" for axis in range(ranks.get(name, 1))]
-        return helper.make_tensor_value_info(name, TensorProto.INT32 if kind is None else kind, axes)
+        return helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), axes)
 
-    node = helper.make_node(OP_TYPE, INPUTS, OUTPUTS, domain=DOMAIN, **shape.attributes)
-    graph = helper.make_graph([node], "node", [info(name) for name in INPUTS], [info(name) for name in OUTPUTS])
+    function = paged_attention_function(windows=shape.window > 0, kv_dtype=shape.kv_dtype)
+    inputs, outputs = list(function.input), list(function.output)
+    node = helper.make_node(OP_TYPES[shape.kv_dtype], inputs, outputs, domain=DOMAIN, **shape.attributes)
+    graph = helper.make_graph([node], "node", [info(name) for name in inputs], [info(name) for name in outputs])
     imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
-    function = paged_attention_function(windows=shape.window > 0)
     model = helper.make_model(graph, opset_imports=imports, functions=[function], ir_version=11)
     return bytes(model.SerializeToString())
 
 
+def bound(session: onnxruntime.InferenceSession, inputs: Arrays, outputs: Arrays) -> Any:
+    """A binding of the arrays, which the caller keeps alive."""
+    binding = session.io_binding()
+    for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+        for name, array in arrays.items():
+            kind = TensorProto.BFLOAT16 if array.dtype == np.uint16 else array.dtype.type
+            bind(name, "cpu", 0, kind, array.shape, array.ctypes.data)
+    return binding
+
+
 @dataclass(frozen=True)
 class Step:
-    """inputs: of the node. num_computed: of each sequence, before the step. The pools hold NaN where nothing is."""
+    """inputs: of the node. num_computed: of each sequence, before the step. The pools read as NaN where nothing is."""
 
     shape: AttentionShape
     inputs: Arrays
@@ -89,17 +105,12 @@ class Step:
     def run(self, session: onnxruntime.InferenceSession, *, nan: bool = True, in_place: bool = True) -> Arrays:
         """Outputs by name. nan: whether slots past the sequences hold NaN; else zeros, as the stock body needs."""
         inputs = {name: array.copy() for name, array in self.inputs.items()}
-        for name in ("key_cache", "value_cache"):
-            if not nan:
-                np.nan_to_num(inputs[name], copy=False)
         outputs = {"output": np.full_like(inputs["query"], np.nan)}
-        for name in ("key_cache", "value_cache"):
-            outputs[f"{name}_out"] = inputs[name] if in_place else np.full_like(inputs[name], 7)
-        binding = session.io_binding()
-        for bind, arrays in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
-            for name, array in arrays.items():
-                bind(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        session.run_with_iobinding(binding)
+        for name in POOLS:
+            if name in inputs:
+                inputs[name] = inputs[name] if nan else zeroed(inputs[name])
+                outputs[f"{name}_out"] = inputs[name] if in_place else np.full_like(inputs[name], 7)
+        session.run_with_iobinding(bound(session, inputs, outputs))
         return outputs
 
     def part(self, sequences: Sequence[int], first: int = 0, count: int | None = None) -> "Step":
@@ -156,8 +167,8 @@ def random_step(
         "query": features(shape.num_heads),
         "key": features(shape.num_kv_heads),
         "value": features(shape.num_kv_heads),
-        "key_cache": pools[0],
-        "value_cache": pools[1],
+        **pool_arrays("key", pools[0], shape.kv_dtype),
+        **pool_arrays("value", pools[1], shape.kv_dtype),
         "query_start": np.concatenate([[0], np.cumsum(queries)]).astype(np.int32),
         "context_lens": contexts.astype(np.int32),
         "block_tables": _with_rubbish(tables, contexts + queries, shape.block_size),

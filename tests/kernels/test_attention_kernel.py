@@ -1,17 +1,24 @@
 """The attention kernel: it says what the stock body says, and nothing but a query's own sequence changes its bits."""
 
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnxruntime
 import pytest
-from attention_node import AttentionShape, Step, open_node, random_step
+from attention_model import exact_output
+from attention_node import POOLS, AttentionShape, Step, open_node, random_step
+from attention_pools import Arrays, read_pool
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from export.paged_attention import KV_DTYPES, OP_TYPES, KVDType
+
 QWEN = AttentionShape(num_heads=14, num_kv_heads=2, head_size=64, block_size=32)
+every_dtype = pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 MIXED = [(5, 1), (0, 20), (700, 3), (255, 2), (256, 1), (0, 150), (511, 1), (512, 1)]
 
 open_node = cache(open_node)
@@ -30,6 +37,7 @@ def shapes(draw: st.DrawFn) -> AttentionShape:
         window=draw(st.sampled_from([0, 0, 1, 5, 130, 600])),
         softcap=draw(st.sampled_from([0.0, 0.0, 2.0, 50.0])),
         block_size=draw(st.sampled_from([1, 4, 16, 32])),
+        kv_dtype=draw(st.sampled_from(KV_DTYPES)),
     )
 
 
@@ -40,11 +48,26 @@ given_steps = settings(
 )
 
 
-def assert_pools_equal_where_written(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    for name in ("key_cache_out", "value_cache_out"):
-        written = ~np.isnan(found[name])
-        np.testing.assert_allclose(found[name][written], expected[name][written], atol=2e-6, rtol=2e-6)
-        assert not expected[name][~written].any(), "the stock body wrote a slot that the kernel did not"
+STEP = {"float32": 2e-6, "bfloat16": 2.0**-8, "int8": 1 / 127}
+"""How far apart stored keys may be, as a share of the largest in their head: they were rotated to other last bits."""
+
+
+def assert_pools_equal_where_written(found: Arrays, expected: Arrays, kv_dtype: KVDType) -> bool:
+    """Values are stored to the same bits, keys up to one step. Returns whether all pools have the same bits."""
+    same = True
+    for kind in ("key", "value"):
+        ours, stock = (read_pool(outputs, kind, "_out") for outputs in (found, expected))
+        written = ~np.isnan(ours)
+        assert not stock[~written].any(), "the stock body wrote a slot that the kernel did not"
+        equal = np.array_equal(ours[written], stock[written])
+        same &= equal
+        if kind == "value":
+            assert equal
+        else:
+            largest = np.nan_to_num(np.abs(stock)).max(-1, keepdims=True)
+            apart = np.abs(np.where(written, ours, stock) - stock)
+            assert (apart <= STEP[kv_dtype] * largest * 1.001 + 2e-6).all()
+    return same
 
 
 @given_steps
@@ -61,21 +84,66 @@ def test_it_agrees_with_the_stock_body_and_reads_no_stale_slot(
     step = random_step(shape, lens, seed, shared_blocks=shared, size=size)
     expected = step.run(open_node(shape, None), nan=False)
     found = step.run(open_node(shape, kernel_library))  # slots past the lengths hold NaN
+    same = assert_pools_equal_where_written(found, expected, shape.kv_dtype)
     # Scores grow with size squared, and their rounding with them; the values that they weigh grow with size.
-    np.testing.assert_allclose(found["output"], expected["output"], atol=2e-5 * max(size, 1) ** 3, rtol=3e-5)
-    assert_pools_equal_where_written(found, expected)
+    tolerance = 2e-5 if same or shape.kv_dtype == "float32" else 1e-2
+    np.testing.assert_allclose(found["output"], expected["output"], atol=tolerance * max(size, 1) ** 3, rtol=3e-5)
 
 
+@given_steps
+@given(shape=shapes(), lens=lens, seed=seeds, size=st.sampled_from([0.1, 1.0, 5.0]))
+def test_it_agrees_with_attention_in_float64_over_what_it_stored(
+    kernel_library: Path,
+    instruction_set: str,
+    shape: AttentionShape,
+    lens: list[tuple[int, int]],
+    seed: int,
+    size: float,
+) -> None:
+    step = random_step(shape, lens, seed, size=size)
+    found = step.run(open_node(shape, kernel_library))
+    np.testing.assert_allclose(found["output"], exact_output(step, found), atol=2e-5 * max(size, 1) ** 3, rtol=3e-5)
+
+
+@every_dtype
 @pytest.mark.parametrize("head_size", [64, 80, 96, 128, 256])
 def test_every_usual_head_size_agrees_in_long_and_short_sequences(
-    kernel_library: Path, instruction_set: str, head_size: int
+    kernel_library: Path, instruction_set: str, head_size: int, kv_dtype: KVDType
 ) -> None:
-    shape = AttentionShape(num_heads=6, num_kv_heads=2, head_size=head_size)
+    shape = AttentionShape(num_heads=6, num_kv_heads=2, head_size=head_size, kv_dtype=kv_dtype)
     step = random_step(shape, MIXED, shared_blocks=3)
     found = step.run(open_node(shape, kernel_library))
+    np.testing.assert_allclose(found["output"], exact_output(step, found), atol=1e-5)
     expected = step.run(open_node(shape, None), nan=False)
-    np.testing.assert_allclose(found["output"], expected["output"], atol=1e-5)
-    assert_pools_equal_where_written(found, expected)
+    np.testing.assert_allclose(expected["output"], exact_output(step, expected), atol=1e-5)
+    assert_pools_equal_where_written(found, expected, kv_dtype)
+
+
+@every_dtype
+def test_what_is_stored_is_rounded_as_the_contract_says(kernel_library: Path, kv_dtype: KVDType) -> None:
+    """Values between two steps, ties, zeros and tiny ones, by the kernel and by the stock body."""
+    shape = replace(QWEN, kv_dtype=kv_dtype)
+    step = random_step(shape, [(0, 6)])
+    tie, ties = np.float32(1 + 2.0**-8), np.arange(-64, 64) + np.float32(0.5)
+    step.inputs["value"][:] = np.stack(
+        [np.full(128, tie), np.full(128, tie + 2.0**-7), np.zeros(128), np.full(128, 1e-38), ties, ties * 3.7]
+    )
+    step.inputs["value"][4, ::64] = 127  # whose scale is 1, so that the others are ties
+    expected = {
+        "float32": step.inputs["value"],
+        "bfloat16": step.inputs["value"].astype(ml_dtypes.bfloat16).astype(np.float32),
+        "int8": _by_contract(step.inputs["value"]),
+    }[kv_dtype]
+    for library in (kernel_library, None):
+        outputs = step.run(open_node(shape, library), nan=library is not None)
+        stored = read_pool(outputs, "value", "_out").reshape(-1, 128)[step.inputs["slot_mapping"]]
+        np.testing.assert_array_equal(stored, expected)
+
+
+def _by_contract(values: np.ndarray) -> np.ndarray:
+    heads = values.reshape(len(values), -1, 64)
+    scale = np.maximum(np.abs(heads).max(-1, keepdims=True) / np.float32(127), np.float32(2.0**-100))
+    return (np.round(heads / scale) * scale).reshape(values.shape)
 
 
 @given_steps
@@ -119,18 +187,23 @@ def test_chunks_have_the_same_bits_as_the_whole(
     bounds = [0, *sorted(cut for cut in cuts if cut < queries), queries]
     for first, end in pairwise(bounds):
         part = step.part([0], first, end - first)
-        part.inputs["key_cache"], part.inputs["value_cache"] = step.inputs["key_cache"], step.inputs["value_cache"]
+        pools = [name for name in POOLS if name in step.inputs]
+        part.inputs.update({name: step.inputs[name] for name in pools})
         found = part.run(session)
         np.testing.assert_array_equal(found["output"], whole["output"][first:end])
-        step.inputs["key_cache"], step.inputs["value_cache"] = found["key_cache_out"], found["value_cache_out"]
-    for name in ("key_cache_out", "value_cache_out"):
-        np.testing.assert_array_equal(found[name], whole[name])
+        step.inputs.update({name: found[f"{name}_out"] for name in pools})
+    for name in pools:
+        np.testing.assert_array_equal(found[f"{name}_out"], whole[f"{name}_out"])
 
 
+@every_dtype
 @pytest.mark.parametrize("lens", [[(2500, 1)], [(900, 1)] * 5, MIXED, [(199, 1)] * 70, [(0, 512)], [(1800, 40)]])
-def test_threads_do_not_change_a_bit(kernel_library: Path, instruction_set: str, lens: list[tuple[int, int]]) -> None:
-    step = random_step(QWEN, lens)
-    one, two, four = (open_node(QWEN, kernel_library, num_threads=n) for n in (1, 2, 4))
+def test_threads_do_not_change_a_bit(
+    kernel_library: Path, instruction_set: str, lens: list[tuple[int, int]], kv_dtype: KVDType
+) -> None:
+    shape = replace(QWEN, kv_dtype=kv_dtype)
+    step = random_step(shape, lens)
+    one, two, four = (open_node(shape, kernel_library, num_threads=n) for n in (1, 2, 4))
     expected = step.run(one)
     for _ in range(3):
         for session in (two, four):
@@ -138,9 +211,13 @@ def test_threads_do_not_change_a_bit(kernel_library: Path, instruction_set: str,
                 np.testing.assert_array_equal(array, expected[name])
 
 
-def test_a_query_that_is_not_a_number_stays_alone(kernel_library: Path, instruction_set: str) -> None:
-    step = random_step(QWEN, [(300, 10), (40, 1)])
-    session = open_node(QWEN, kernel_library)
+@every_dtype
+def test_a_query_that_is_not_a_number_stays_alone(
+    kernel_library: Path, instruction_set: str, kv_dtype: KVDType
+) -> None:
+    shape = replace(QWEN, kv_dtype=kv_dtype)
+    step = random_step(shape, [(300, 10), (40, 1)])
+    session = open_node(shape, kernel_library)
     expected = step.run(session)["output"]
     step.inputs["query"][3] = np.nan
     found = step.run(session)["output"]
@@ -149,22 +226,26 @@ def test_a_query_that_is_not_a_number_stays_alone(kernel_library: Path, instruct
     np.testing.assert_array_equal(found[others], expected[others])
 
 
+@every_dtype
 def test_a_later_token_that_is_not_a_number_does_not_reach_earlier_ones(
-    kernel_library: Path, instruction_set: str
+    kernel_library: Path, instruction_set: str, kv_dtype: KVDType
 ) -> None:
-    step = random_step(QWEN, [(30, 40)])
-    session = open_node(QWEN, kernel_library)
+    shape = replace(QWEN, kv_dtype=kv_dtype)
+    step = random_step(shape, [(30, 40)])
+    session = open_node(shape, kernel_library)
     expected = step.run(session)["output"]
     for name in ("key", "value"):
-        step.inputs[name][25] = np.nan
+        step.inputs[name][25, ::7] = np.nan
     found = step.run(session)["output"]
     np.testing.assert_array_equal(found[:25], expected[:25])
     assert np.isnan(found[25:]).all()
 
 
-def test_pools_that_are_not_shared_are_copied_first(kernel_library: Path) -> None:
-    step = random_step(QWEN, MIXED)
-    session = open_node(QWEN, kernel_library)
+@every_dtype
+def test_pools_that_are_not_shared_are_copied_first(kernel_library: Path, kv_dtype: KVDType) -> None:
+    shape = replace(QWEN, kv_dtype=kv_dtype)
+    step = random_step(shape, MIXED)
+    session = open_node(shape, kernel_library)
     shared, copied = step.run(session), step.run(session, in_place=False)
     for name, array in shared.items():
         np.testing.assert_array_equal(copied[name], array)
@@ -181,13 +262,15 @@ def test_pools_that_are_not_shared_are_copied_first(kernel_library: Path) -> Non
         ("query_start", 1, 3, "query_start is 3"),
     ],
 )
+@every_dtype
 def test_an_index_outside_its_array_is_refused(
-    kernel_library: Path, name: str, place: int | tuple[int, int], value: int, said: str
+    kernel_library: Path, name: str, place: int | tuple[int, int], value: int, said: str, kv_dtype: KVDType
 ) -> None:
-    step = random_step(QWEN, [(10, 2)])
+    shape = replace(QWEN, kv_dtype=kv_dtype)
+    step = random_step(shape, [(10, 2)])
     step.inputs[name][place] = value
-    with pytest.raises(RuntimeError, match=f"PagedAttention_v1: .*{said}"):
-        step.run(open_node(QWEN, kernel_library))
+    with pytest.raises(RuntimeError, match=f"{OP_TYPES[kv_dtype]}: .*{said}"):
+        step.run(open_node(shape, kernel_library))
 
 
 def test_a_step_without_tokens_is_nothing_to_do(kernel_library: Path) -> None:
@@ -195,9 +278,11 @@ def test_a_step_without_tokens_is_nothing_to_do(kernel_library: Path) -> None:
     assert step.run(open_node(QWEN, kernel_library))["output"].shape == (0, 14 * 64)
 
 
-def test_the_driver_runs_the_kernel_and_not_the_body(kernel_library: Path) -> None:
+@every_dtype
+def test_the_driver_runs_the_kernel_and_not_the_body(kernel_library: Path, kv_dtype: KVDType) -> None:
     """Else these tests would compare the stock body with itself: it cannot take stale NaN, the kernel can."""
-    step: Step = random_step(QWEN, [(10, 1), (40, 1)])
-    session: onnxruntime.InferenceSession = open_node(QWEN, None)
+    shape = replace(QWEN, kv_dtype=kv_dtype)
+    step: Step = random_step(shape, [(10, 1), (40, 1)])
+    session: onnxruntime.InferenceSession = open_node(shape, None)
     assert np.isnan(step.run(session)["output"]).any()
-    assert not np.isnan(step.run(open_node(QWEN, kernel_library))["output"]).any()
+    assert not np.isnan(step.run(open_node(shape, kernel_library))["output"]).any()

@@ -8,10 +8,10 @@ import pytest
 
 from backends.ort.kernels import build
 
-SOURCES = ("attention", "attention_scalar", "attention_avx2", "attention_avx512", "instruction_set")
+SOURCES = ("attention", "attention_write", "attention_scalar", "attention_avx2", "attention_avx512", "instruction_set")
 
 
-@pytest.mark.parametrize(("sanitizers", "num_steps"), [("address,undefined", 25), ("thread", 8)])
+@pytest.mark.parametrize(("sanitizers", "num_steps"), [("address,undefined", 30), ("thread", 9)])
 def test_the_kernel_runs_clean(compiler: list[str], tmp_path: Path, sanitizers: str, num_steps: int) -> None:
     flags = ["-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     probe = tmp_path / "probe.cpp"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from backends.ort.plugin import nanovllm_model_runners
 from nanovllm.batch import SAMPLING_ROW, Batch, SamplingBatch
-from nanovllm.config import EngineConfig
+from nanovllm.config import EngineConfig, KVCacheDtype
 from nanovllm.plugins import LogitsModelRunner, ModelSource
 
 Wanted = Literal["last", "all", "none"]
@@ -83,10 +83,10 @@ def step(
     return [(sequence, position, row) for (sequence, position), row in zip(places, logits, strict=True)]
 
 
-def load_runner(folder: Path, **options: object) -> LogitsModelRunner:
+def load_runner(folder: Path, kv_cache_dtype: KVCacheDtype = "auto", **options: object) -> LogitsModelRunner:
     """The runner that the plugin makes for `folder`; its KV cache is not allocated yet."""
     (plugin,) = nanovllm_model_runners()
-    config = EngineConfig(model=str(folder), num_threads=1, backend_options=options)
+    config = EngineConfig(model=str(folder), num_threads=1, kv_cache_dtype=kv_cache_dtype, backend_options=options)
     runner = plugin.factory(ModelSource(str(folder), folder), config)
     assert isinstance(runner, LogitsModelRunner)
     return runner

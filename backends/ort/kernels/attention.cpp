@@ -1,12 +1,12 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <cstring>
 #include <memory>
 #include <new>
 #include <vector>
 
 #include "attention_tile.h"
+#include "attention_write.h"
 #include "instruction_set.h"
 
 namespace nanovllm {
@@ -15,7 +15,7 @@ namespace {
 constexpr std::int64_t kTileRows = 64;         // queries x heads that share a tile's columns of keys
 constexpr std::size_t kEnoughTasks = 64;       // below it, tiles are cut further so that all threads have work
 constexpr std::int64_t kMaxPartialFloats = 1 << 22;
-constexpr std::int64_t kFloatsPerTask = 16384;  // of keys to be written
+constexpr std::int64_t kFeaturesPerTask = 16384;  // of keys to be written
 
 // Runs body(i) for every i below count on the host's threads.
 template <typename Body>
@@ -49,17 +49,10 @@ float* scratch(std::int64_t floats) {
 }
 
 void write_cache(const PagedAttention& call, const Parallel& parallel) {
-  const std::int64_t size = slot_size(call);
-  const std::int64_t per_task = std::max<std::int64_t>(kFloatsPerTask / size, 1);
+  const std::int64_t per_task = std::max<std::int64_t>(kFeaturesPerTask / slot_size(call), 1);
   run(parallel, static_cast<std::size_t>((call.num_tokens + per_task - 1) / per_task), [&](std::size_t task) {
     const std::int64_t first = static_cast<std::int64_t>(task) * per_task;
-    for (std::int64_t token = first; token < std::min(first + per_task, call.num_tokens); ++token) {
-      const std::int64_t slot = call.slot_mapping[token] * size;
-      for (std::int64_t i = 0; i < size; i += call.head_size) {
-        rotate(call, call.key + token * size + i, token, 1.0f, call.key_cache + slot + i);
-      }
-      std::memcpy(call.value_cache + slot, call.value + token * size, static_cast<std::size_t>(size) * sizeof(float));
-    }
+    nanovllm::write_cache(call, first, std::min(first + per_task, call.num_tokens), scratch(call.head_size));
   });
 }
 

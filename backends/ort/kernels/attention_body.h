@@ -3,6 +3,7 @@
 // For a split, step by step of kStep keys; for each KV head, with all rows (queries x heads of the group) at once:
 //
 //     groups of 2 vectors of keys ->  transposed, (head size, keys)  ->  scores, (rows, kStep): rows x keys in registers
+//                                     (small features by fours of bytes, which are then taken apart)
 //     scores of a row             ->  weights 2 ** (score - largest so far); earlier sums are scaled to a new largest
 //     rows x features in registers <- weights, values one key after the other
 //
@@ -36,13 +37,15 @@ struct Work {
   float* zeros;                                 // (head_size,)
   float* split;                                 // states of each KV head, of the current split
   float* total;                                 // and of all splits so far
-  std::int64_t* split_slots;                    // (kSplit + kStep,), where each key lies in a pool, in floats
+  float *key_scales, *value_scales;             // (kStep,) each
+  std::int64_t* split_slots;                    // (kSplit + kStep,), where each key lies in a pool, in features
+  std::int64_t* split_scales;                   // (kSplit + kStep,), where its first scale lies
   std::int64_t step_start, first, end;
   const std::int64_t* slots;  // of the current step, and behind them those of the next
 };
 
-template <int R>
-void weigh_heads(const Work& work, const float* weights, std::int64_t first, std::int64_t end, const float* values,
+template <int R, typename T>
+void weigh_heads(const Work& work, const float* weights, std::int64_t first, std::int64_t end, const T* values,
                  float* sums, bool ahead) {
   if (first >= end) return;
   std::int64_t d = 0;
@@ -58,9 +61,9 @@ void weigh_heads(const Work& work, const float* weights, std::int64_t first, std
   }
 }
 
-template <int R>
+template <int R, typename T>
 void weigh_up_to(std::int64_t rows, const Work& work, const float* weights, std::int64_t first, std::int64_t end,
-                 const float* values, float* sums, bool ahead) {
+                 const T* values, float* sums, bool ahead) {
   if constexpr (R > 1) {
     if (rows < R) return weigh_up_to<R - 1>(rows, work, weights, first, end, values, sums, ahead);
   }
@@ -92,37 +95,76 @@ void find_slots(const Work& work, std::int64_t split) {
   std::int64_t place = first;
   const std::int64_t stop = lesser((split + 1) * kSplit + kStep, last_place + 1);
   std::int64_t* slots = work.split_slots - split * kSplit;  // by place
+  std::int64_t* scales = work.split_scales - split * kSplit;
   while (place < stop) {
     const std::int64_t block = table[place / call.block_size], offset = place % call.block_size;
     const std::int64_t end = lesser(stop, place + call.block_size - offset);
-    std::int64_t slot = (block * call.block_size + offset) * slot_size(call);
-    for (; place < end; ++place, slot += slot_size(call)) slots[place] = slot;
+    std::int64_t head = (block * call.block_size + offset) * call.num_kv_heads;
+    for (; place < end; ++place, head += call.num_kv_heads) {
+      slots[place] = head * call.head_size;
+      scales[place] = head;
+    }
   }
-  for (; place < (split + 1) * kSplit + kStep; ++place) slots[place] = slots[stop - 1];
+  const std::int64_t used = lesser((split + 1) * kSplit, (stop + kStep - 1) / kStep * kStep) + kStep;
+  for (; place < used; ++place) slots[place] = slots[stop - 1];
   for (place = split * kSplit; place < first; ++place) slots[place] = slots[first];
 }
 
-// Rows of a group of keys, where keys that the tile does not see are rows of zeros, to columns.
-void gather_columns(const Work& work, const float* keys, std::int64_t start) {
-  const float* rows[kKeys];
-  for (int i = 0; i < kKeys; ++i) {
-    const std::int64_t key = start + i;
-    rows[i] = key >= work.first && key < work.end ? keys + work.slots[key] : work.zeros;
-  }
-  const std::int64_t* next = work.slots + kStep + start;
-  std::int64_t d = 0;
-  for (; d + kWidth <= work.head_size; d += kWidth) {
-    for (int i = 0; i < kKeys; ++i) prefetch(keys + next[i] + d);
-    transpose(rows, work.columns + d * kKeys, kKeys);
-    transpose(rows + kWidth, work.columns + d * kKeys + kWidth, kKeys);
-    for (int i = 0; i < kKeys; ++i) rows[i] += kWidth;
-  }
-  for (std::int64_t left = work.head_size - d, f = 0; f < left; ++f) {
-    for (int i = 0; i < kKeys; ++i) work.columns[(d + f) * kKeys + i] = rows[i][f];
+// Four bytes of each of a group's keys are a column; each becomes kPack columns, `num_features` in all.
+template <typename T>
+void unpack_columns(const float* packed, std::int64_t num_features, float* columns) {
+  for (std::int64_t f = 0; f < num_features; f += kPack<T>, packed += kKeys) {
+    const Vec low = load(packed), high = load(packed + kWidth);
+    for (int part = 0; part < kPack<T> && f + part < num_features; ++part, columns += kKeys) {
+      store(columns, unpack<T>(low, part));
+      store(columns + kWidth, unpack<T>(high, part));
+    }
   }
 }
 
-void score(const Work& work, const float* queries, const float* keys) {
+// The first features of a group of keys, at most as many as fill a vector, to columns. aligned: whether rows start at
+// multiples of 4 bytes.
+template <typename T>
+void transpose_features(const T* const* rows, std::int64_t num_features, bool aligned, float* columns) {
+  const bool whole = num_features == kWidth * kPack<T>;
+  const float* places[kKeys];
+  float copies[kKeys * kWidth], packed[kKeys * kWidth];
+  if (whole && aligned) {
+    for (int i = 0; i < kKeys; ++i) places[i] = reinterpret_cast<const float*>(rows[i]);
+  } else {
+    __builtin_memset(copies, 0, sizeof copies);
+    for (int i = 0; i < kKeys; ++i) {
+      places[i] = copies + i * kWidth;
+      __builtin_memcpy(copies + i * kWidth, rows[i], static_cast<std::size_t>(num_features) * sizeof(T));
+    }
+  }
+  const bool direct = whole && kPack<T> == 1;
+  float* out = direct ? columns : packed;
+  transpose(places, out, kKeys);
+  transpose(places + kWidth, out + kWidth, kKeys);
+  if (!direct) unpack_columns<T>(packed, num_features, columns);
+}
+
+// Rows of a group of keys, where keys that the tile does not see are rows of zeros, to columns.
+template <typename T>
+void gather_columns(const Work& work, const T* keys, std::int64_t start) {
+  constexpr std::int64_t kMost = kWidth * kPack<T>;
+  const T* rows[kKeys];
+  for (int i = 0; i < kKeys; ++i) {
+    const std::int64_t key = start + i;
+    rows[i] = key >= work.first && key < work.end ? keys + work.slots[key] : reinterpret_cast<const T*>(work.zeros);
+  }
+  const std::int64_t* next = work.slots + kStep + start;
+  const bool aligned = work.head_size % kPack<T> == 0;
+  for (std::int64_t d = 0; d < work.head_size; d += kMost) {
+    for (int i = 0; i < kKeys; ++i) ask_for(keys + next[i] + d);
+    transpose_features(rows, lesser(work.head_size - d, kMost), aligned, work.columns + d * kKeys);
+    for (int i = 0; i < kKeys; ++i) rows[i] += kMost;
+  }
+}
+
+template <typename T>
+void score(const Work& work, const float* queries, const T* keys) {
   for (std::int64_t start = work.first / kKeys * kKeys; start < work.end; start += kKeys) {
     gather_columns(work, keys, start);
     for (std::int64_t row = 0; row < work.rows; row += kScoreRows) {
@@ -130,6 +172,11 @@ void score(const Work& work, const float* queries, const float* keys) {
                               work.columns, work.scores + row * kStep + start);
     }
   }
+}
+
+// Multiplies a row's scores or weights of keys first .. end - 1, and some beside them, by the keys' scales.
+inline void apply_scales(const float* scales, std::int64_t first, std::int64_t end, float* row) {
+  for (std::int64_t i = first / kWidth * kWidth; i < end; i += kWidth) store(row + i, load(row + i) * load(scales + i));
 }
 
 // softcap * tanh(x), in powers of two; x is the score over softcap.
@@ -141,9 +188,12 @@ inline Vec capped(Vec x, float softcap) {
 }
 
 // A row's scores to weights, in place; what is in `states` of earlier steps is brought to the same largest score.
+// Where values have scales, these become part of the weights, not of their sum.
 void soften(const Work& work, std::int64_t row, Visible seen, const AttentionStates& states) {
   float* scores = work.scores + row * kStep;
   const std::int64_t start = seen.first / kWidth * kWidth;
+  const bool scaled = work.call.key_scale != nullptr;
+  if (scaled) apply_scales(work.key_scales, seen.first, seen.end, scores);
   if (work.call.softcap > 0) {
     for (std::int64_t i = start; i < seen.end; i += kWidth) store(scores + i, capped(load(scores + i), work.call.softcap));
   }
@@ -169,10 +219,12 @@ void soften(const Work& work, std::int64_t row, Visible seen, const AttentionSta
     sum = sum + weight;
   }
   store(lanes, sum);
+  if (scaled) apply_scales(work.value_scales, seen.first, seen.end, scores);
 }
 
 // Sums of weights times values for `rows` rows from `row` on: what all of them see together, the rest row by row.
-void weigh(const Work& work, std::int64_t row, std::int64_t rows, const float* values, const AttentionStates& states) {
+template <typename T>
+void weigh(const Work& work, std::int64_t row, std::int64_t rows, const T* values, const AttentionStates& states) {
   const bool ahead = row == 0;
   Visible common = visible(work, row + rows - 1);
   common.end = visible(work, row).end;
@@ -191,16 +243,45 @@ void weigh(const Work& work, std::int64_t row, std::int64_t rows, const float* v
   }
 }
 
+// Finds the scales of the current step's keys and values; 1 where the tile sees no key.
+void find_scales(const Work& work, std::int64_t kv_head) {
+  const std::int64_t* scales = work.split_scales + (work.slots - work.split_slots);
+  for (std::int64_t key = work.first / kWidth * kWidth; key < work.first; ++key) {
+    work.key_scales[key] = work.value_scales[key] = 1;
+  }
+  for (std::int64_t key = work.first; key < work.end; ++key) {
+    const std::int64_t place = scales[key] + kv_head;
+    work.key_scales[key] = work.call.key_scale[place];
+    work.value_scales[key] = work.call.value_scale[place];
+  }
+  for (std::int64_t key = work.end; key % kWidth != 0; ++key) work.key_scales[key] = work.value_scales[key] = 1;
+}
+
 // Adds the current step to the states of one KV head of the tile, counted from its first.
+template <typename T>
 void attend_step(const Work& work, std::int64_t head, const AttentionStates& states) {
-  const std::int64_t offset = (work.tile.first_kv_head + head) * work.head_size;
-  score(work, work.queries + head * work.rows * work.head_size, work.call.key_cache + offset);
+  const std::int64_t kv_head = work.tile.first_kv_head + head, offset = kv_head * work.head_size;
+  if (work.call.key_scale != nullptr) find_scales(work, kv_head);
+  const T* keys = static_cast<const T*>(work.call.key_cache) + offset;
+  const T* values = static_cast<const T*>(work.call.value_cache) + offset;
+  score(work, work.queries + head * work.rows * work.head_size, keys);
   for (std::int64_t row = 0; row < work.rows; ++row) {
     const Visible seen = visible(work, row);
     if (seen.first < seen.end) soften(work, row, seen, states);
   }
   for (std::int64_t row = 0; row < work.rows; row += kWeighRows) {
-    weigh(work, row, lesser(work.rows - row, kWeighRows), work.call.value_cache + offset, states);
+    weigh(work, row, lesser(work.rows - row, kWeighRows), values, states);
+  }
+}
+
+void attend_step(const Work& work, std::int64_t head, const AttentionStates& states) {
+  switch (work.call.pool_type) {
+    case nanovllm::PoolType::float32:
+      return attend_step<float>(work, head, states);
+    case nanovllm::PoolType::bfloat16:
+      return attend_step<BFloat16>(work, head, states);
+    case nanovllm::PoolType::int8:
+      return attend_step<std::int8_t>(work, head, states);
   }
 }
 
@@ -266,7 +347,7 @@ void rotate_queries(const Work& work) {
 
 // How the scratch memory is cut, in floats.
 struct Layout {
-  std::int64_t rows, states, queries, scores, columns, zeros, slots;
+  std::int64_t rows, states, queries, scores, columns, zeros, scales, slots;
 
   Layout(const PagedAttention& call, const AttentionTile& tile) {
     const std::int64_t padded = padded_head_size(call);
@@ -276,13 +357,14 @@ struct Layout {
     scores = rows * kStep;
     columns = kKeys * padded;
     zeros = padded;
+    scales = kStep;
     slots = (kSplit + kStep) * 2;
   }
 };
 
 std::int64_t scratch_floats(const PagedAttention& call, const AttentionTile& tile) {
   const Layout layout(call, tile);
-  return layout.queries + layout.scores + layout.columns + layout.zeros + layout.slots +
+  return layout.queries + layout.scores + layout.columns + layout.zeros + 2 * layout.scales + 2 * layout.slots +
          2 * tile.num_kv_heads * layout.states;
 }
 
@@ -305,6 +387,9 @@ void attend(const PagedAttention& call, const AttentionTile& tile, float* scratc
             take(layout.zeros),
             take(tile.num_kv_heads * layout.states),
             take(tile.num_kv_heads * layout.states),
+            take(layout.scales),
+            take(layout.scales),
+            reinterpret_cast<std::int64_t*>(take(layout.slots)),
             reinterpret_cast<std::int64_t*>(take(layout.slots)),
             0,
             0,

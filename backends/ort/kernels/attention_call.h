@@ -6,6 +6,14 @@
 
 namespace nanovllm {
 
+// What the pools hold: features as they are, rounded, or as integers with a scale for each token and head.
+enum class PoolType { float32, bfloat16, int8 };
+
+// The upper half of a float.
+struct BFloat16 {
+  std::uint16_t bits;
+};
+
 // Shapes, types and meaning as in the contract (export/paged_attention.py); num_* and *_size are their axes.
 struct PagedAttention {
   std::int64_t num_tokens, num_seqs, max_blocks, num_blocks, block_size, max_positions;
@@ -13,7 +21,9 @@ struct PagedAttention {
   bool rotary_interleaved;
   float scale, softcap;
   const float *query, *key, *value;
-  float *key_cache, *value_cache;  // updated in place
+  PoolType pool_type;
+  void *key_cache, *value_cache;   // updated in place: float, BFloat16 or std::int8_t
+  float *key_scale, *value_scale;  // likewise; null where the pools are not int8
   const std::int32_t *query_start, *context_lens, *block_tables, *slot_mapping;
   const std::int64_t* positions;
   const float *cos, *sin;
@@ -23,7 +33,7 @@ struct PagedAttention {
 // Query heads that read one KV head.
 static inline std::int64_t group_size(const PagedAttention& call) { return call.num_heads / call.num_kv_heads; }
 
-// Floats of one token in a pool.
+// Features of one token in a pool.
 static inline std::int64_t slot_size(const PagedAttention& call) { return call.num_kv_heads * call.head_size; }
 
 // Writes a head, rotated by the position of packed row `token` and then scaled, to `out`.

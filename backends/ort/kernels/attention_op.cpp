@@ -8,20 +8,56 @@
 namespace nanovllm {
 namespace {
 
-enum Input { query, key, value, key_cache, value_cache, query_start, context_lens, block_tables, slots, positions, cos, sin };
+enum Input {
+  query, key, value, key_cache, value_cache, query_start, context_lens, block_tables, slots, positions, cos, sin,
+  block_size, key_scale, value_scale  // the scales of int8 pools only
+};
 
-void check(bool condition, const char* what) {
-  if (!condition) throw KernelError(std::string("PagedAttention_v1: ") + what);
+std::size_t feature_bytes(PoolType type) {
+  return type == PoolType::float32 ? sizeof(float) : type == PoolType::bfloat16 ? sizeof(BFloat16) : 1;
 }
 
-void check_attributes(const PagedAttention& call) {
+// The pool, or its scales, that is an output, with the input's content; where the two share memory there is nothing to
+// do.
+void* updated(const Ort& ort, OrtKernelContext* context, std::size_t index, const Tensor& in, std::size_t bytes) {
+  const Tensor out = output_of(ort, context, index, in);
+  if (out.data != in.data) {
+    const std::int64_t count = in.dims[0] * in.dims[1] * in.dims[2] * in.dims[3];
+    std::memmove(out.data, in.data, static_cast<std::size_t>(count) * bytes);
+  }
+  return out.data;
+}
+
+}  // namespace
+
+PagedAttentionNode::PagedAttentionNode(const Ort& ort, const OrtKernelInfo* info, const char* name, PoolType pool_type)
+    : ort_(ort), name_(name) {
+  std::int64_t interleaved = 0;
+  require(ort.attribute(info, "num_heads", &attributes_.num_heads));
+  require(ort.attribute(info, "num_kv_heads", &attributes_.num_kv_heads));
+  require(ort.attribute(info, "rotary_dim", &attributes_.rotary_dim));
+  require(ort.attribute(info, "rotary_interleaved", &interleaved));
+  require(ort.attribute(info, "window", &attributes_.window));
+  require(ort.attribute(info, "scale", &attributes_.scale));
+  require(ort.attribute(info, "softcap", &attributes_.softcap));
+  attributes_.rotary_interleaved = interleaved != 0;
+  attributes_.pool_type = pool_type;
+  check_attributes();
+}
+
+void PagedAttentionNode::check(bool condition, const char* what) const {
+  if (!condition) throw KernelError(std::string(name_) + ": " + what);
+}
+
+void PagedAttentionNode::check_attributes() const {
+  const PagedAttention& call = attributes_;
   check(call.num_heads > 0 && call.num_kv_heads > 0 && call.num_heads % call.num_kv_heads == 0,
         "num_heads must be a multiple of num_kv_heads, and both positive");
   check(call.rotary_dim >= 0 && call.rotary_dim % 2 == 0, "rotary_dim must be even and not negative");
   check(call.window >= 0, "window must not be negative");
 }
 
-void check_shapes(const Tensor* in, const PagedAttention& call) {
+void PagedAttentionNode::check_shapes(const Tensor* in, const PagedAttention& call) const {
   check(in[query].rank == 2 && in[key].rank == 2 && in[key_cache].rank == 4 && in[block_tables].rank == 2 &&
             in[cos].rank == 2,
         "an input has the wrong number of axes");
@@ -37,37 +73,19 @@ void check_shapes(const Tensor* in, const PagedAttention& call) {
         "slot_mapping and positions must have one entry a token");
   check(call.rotary_dim <= call.head_size && in[cos].dims[1] == call.rotary_dim / 2 && in[sin].dims == in[cos].dims,
         "cos and sin must be (max_positions, rotary_dim / 2)");
+  if (call.pool_type != PoolType::int8) return;
+  const std::array<std::int64_t, 4> heads = {call.num_blocks, call.block_size, call.num_kv_heads, 1};
+  check(in[key_scale].rank == 3 && in[key_scale].dims == heads && in[value_scale].dims == heads,
+        "key_scale and value_scale must be (num_blocks, block_size, num_kv_heads)");
 }
 
-// The pool that is an output, with the input's content; where the two share memory there is nothing to do.
-float* updated_pool(const Ort& ort, OrtKernelContext* context, std::size_t index, const Tensor& pool) {
-  const Tensor out = output_of(ort, context, index, pool);
-  if (out.data != pool.data) {
-    const std::int64_t count = pool.dims[0] * pool.dims[1] * pool.dims[2] * pool.dims[3];
-    std::memmove(out.data, pool.data, static_cast<std::size_t>(count) * sizeof(float));
-  }
-  return out.as<float>();
-}
-
-}  // namespace
-
-PagedAttentionOp::PagedAttentionOp(const Ort& ort, const OrtKernelInfo* info) : ort_(ort) {
-  std::int64_t interleaved = 0;
-  require(ort.attribute(info, "num_heads", &attributes_.num_heads));
-  require(ort.attribute(info, "num_kv_heads", &attributes_.num_kv_heads));
-  require(ort.attribute(info, "rotary_dim", &attributes_.rotary_dim));
-  require(ort.attribute(info, "rotary_interleaved", &interleaved));
-  require(ort.attribute(info, "window", &attributes_.window));
-  require(ort.attribute(info, "scale", &attributes_.scale));
-  require(ort.attribute(info, "softcap", &attributes_.softcap));
-  attributes_.rotary_interleaved = interleaved != 0;
-  check_attributes(attributes_);
-}
-
-void PagedAttentionOp::compute(OrtKernelContext* context) const {
-  Tensor in[sin + 1];
-  for (std::size_t i = 0; i < std::size(in); ++i) in[i] = input_of(ort_, context, i);
+void PagedAttentionNode::compute(OrtKernelContext* context) const {
   PagedAttention call = attributes_;
+  const bool scaled = call.pool_type == PoolType::int8;
+  Tensor in[value_scale + 1];
+  for (int i = 0; i < (scaled ? value_scale + 1 : block_size); ++i) {
+    in[i] = input_of(ort_, context, static_cast<std::size_t>(i));
+  }
   call.num_tokens = in[query].dims[0];
   call.num_seqs = in[context_lens].dims[0];
   call.max_blocks = in[block_tables].dims[1];
@@ -89,8 +107,13 @@ void PagedAttentionOp::compute(OrtKernelContext* context) const {
   const std::string problem = attention_problem(call);
   check(problem.empty(), problem.c_str());
   call.output = output_of(ort_, context, 0, in[query]).as<float>();
-  call.key_cache = updated_pool(ort_, context, 1, in[key_cache]);
-  call.value_cache = updated_pool(ort_, context, 2, in[value_cache]);
+  const std::size_t bytes = feature_bytes(call.pool_type);
+  call.key_cache = updated(ort_, context, 1, in[key_cache], bytes);
+  call.value_cache = updated(ort_, context, 2, in[value_cache], bytes);
+  if (scaled) {
+    call.key_scale = static_cast<float*>(updated(ort_, context, 3, in[key_scale], sizeof(float)));
+    call.value_scale = static_cast<float*>(updated(ort_, context, 4, in[value_scale], sizeof(float)));
+  }
   paged_attention(call, SessionThreads(ort_, context));
 }
 

@@ -2,6 +2,7 @@
 // For one instruction set, that of the including file.
 #pragma once
 
+#include "attention_elements.h"
 #include "attention_tile.h"
 #include "simd.h"
 
@@ -17,6 +18,11 @@ constexpr int kScoreRows = 6, kWeighRows = 6, kWeighVecs = 2;  // 16 registers
 #else
 constexpr int kScoreRows = 3, kWeighRows = 4, kWeighVecs = 1;  // 16 or 32 registers of half a vector
 #endif
+
+template <typename T>
+inline __attribute__((always_inline)) void ask_for(const T* features) {
+  prefetch(reinterpret_cast<const float*>(features));
+}
 
 // Scores of R rows with the keys of a group, whose features lie in `columns`, (head_size, kKeys).
 template <int R>
@@ -48,16 +54,16 @@ void score_up_to(std::int64_t rows, const float* queries, std::int64_t head_size
 
 // Adds weights times values of keys first .. end - 1 to D vectors of the sums of R rows; with `part`, to one vector of
 // which only `part` lanes exist in memory. ahead: asks for the values of the next step.
-template <int R, int D>
-void weigh_rows(const float* weights, std::int64_t first, std::int64_t end, const float* values,
-                const std::int64_t* slots, float* sums, std::int64_t stride, int part, bool ahead) {
+template <int R, int D, typename T>
+void weigh_rows(const float* weights, std::int64_t first, std::int64_t end, const T* values, const std::int64_t* slots,
+                float* sums, std::int64_t stride, int part, bool ahead) {
   Vec sum[R][D];
   for (int r = 0; r < R; ++r) {
     for (int i = 0; i < D; ++i) sum[r][i] = load(sums + r * stride + i * kWidth);
   }
   for (std::int64_t key = first; key < end; ++key) {
-    const float* value = values + slots[key];
-    for (int i = 0; ahead && i < D; ++i) prefetch(values + slots[key + kStep] + i * kWidth);
+    const T* value = values + slots[key];
+    for (int i = 0; ahead && i < D; i += kPack<T>) ask_for(values + slots[key + kStep] + i * kWidth);
     Vec v[D];
     if (D == 1 && part > 0) {
       v[0] = load_part(value, part);

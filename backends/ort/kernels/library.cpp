@@ -11,6 +11,8 @@ namespace {
 OrtCustomOpDomain* make_domain(const nanovllm::Ort& ort) {
   static const OrtCustomOp ops[] = {
       nanovllm::custom_op<nanovllm::PagedAttentionOp>(),
+      nanovllm::custom_op<nanovllm::PagedAttentionBFloat16Op>(),
+      nanovllm::custom_op<nanovllm::PagedAttentionInt8Op>(),
       nanovllm::custom_op<nanovllm::QuantizedLinearOp>(),
       nanovllm::custom_op<nanovllm::BlockLinearOp>(),
       nanovllm::custom_op<nanovllm::GatedSiluOp>(),
