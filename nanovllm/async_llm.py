@@ -65,6 +65,11 @@ class AsyncLLM:
         return self._frontend.has_chat_template
 
     @property
+    def chat_template(self) -> str | None:
+        """The model's chat template, as Jinja text; None where it has none."""
+        return self._frontend.chat_template
+
+    @property
     def max_model_len(self) -> int:
         """Longest prompt + output, in tokens."""
         return self._frontend.engine.max_model_len

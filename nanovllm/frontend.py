@@ -34,6 +34,11 @@ class Frontend:
     def has_chat_template(self) -> bool:
         return self._chat_template is not None
 
+    @property
+    def chat_template(self) -> str | None:
+        """The model's chat template, as Jinja text; None where it has none."""
+        return None if self._chat_template is None else self._chat_template.source
+
     def default_sampling_params(self) -> SamplingParams:
         """What a request without parameters gets: the model's own, from generation_config.json, or the defaults."""
         return self._default_params

@@ -6,6 +6,7 @@ from enum import StrEnum
 from nanovllm.errors import NanoVLLMError
 
 __all__ = [
+    "STEP_TOKEN_BOUNDS",
     "CompletionOutput",
     "EngineStats",
     "FinishReason",
@@ -137,6 +138,10 @@ class RequestOutput:
     error: NanoVLLMError | None = None
 
 
+STEP_TOKEN_BOUNDS = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Sizes of steps, in tokens, that `EngineStats.num_steps_by_tokens` tells apart: vLLM's."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """A snapshot of the engine. Counters only grow; gauges are of now. Tokens unless a name says otherwise.
@@ -145,7 +150,9 @@ class EngineStats:
     prefix_cache_hits: those found. prefill_tokens and decode_tokens: computed so far; a sequence that has only its last
     token (and drafts) to compute decodes. generation_tokens: sampled. num_draft_tokens, num_accepted_tokens: proposed
     by speculation, and confirmed. num_finished_requests: also those aborted or failed. last_step_num_seqs,
-    last_step_num_tokens: of the latest step. kv_cache_usage: share of blocks in use, 0 to 1.
+    last_step_num_tokens: of the latest step. kv_block_size: tokens of a block. num_steps_by_tokens: steps by their
+    tokens, between the bounds of `STEP_TOKEN_BOUNDS`, each inclusive; the last are above all. kv_cache_usage: share of
+    blocks in use, 0 to 1.
     """
 
     num_running: int = 0
@@ -165,6 +172,8 @@ class EngineStats:
     num_failed_requests: int = 0
     last_step_num_seqs: int = 0
     last_step_num_tokens: int = 0
+    kv_block_size: int = 0
+    num_steps_by_tokens: tuple[int, ...] = (0,) * (len(STEP_TOKEN_BOUNDS) + 1)
 
     @property
     def kv_cache_usage(self) -> float:

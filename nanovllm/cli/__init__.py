@@ -1,4 +1,4 @@
-"""The command line: `nanovllm generate | chat | bench | export | plugins`, also as `python -m nanovllm`.
+"""The command line: `nanovllm generate | chat | serve | bench | export | plugins`, also as `python -m nanovllm`.
 
 Answers go to stdout; progress, notes and errors to stderr. Exit codes: 0, 2 for a user's mistake or a model that
 cannot be used, 1 for a failure while running, 130 for Ctrl-C.
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence as Seq
 
 from nanovllm import __version__
-from nanovllm.cli import bench, chat, export, generate, plugins
+from nanovllm.cli import bench, chat, export, generate, plugins, serve
 from nanovllm.errors import BackendError, NanoVLLMError
 
 __all__ = ["main"]
@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nanovllm", description="A small LLM inference engine.")
     parser.add_argument("--version", action="version", version=f"nanovllm {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (generate, chat, bench, export, plugins):
+    for command in (generate, chat, serve, bench, export, plugins):
         command.add_parser(commands)
     return parser
 

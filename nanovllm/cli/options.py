@@ -9,7 +9,7 @@ from nanovllm.errors import ConfigError
 from nanovllm.llm import LLM
 from nanovllm.sampling_params import RequestOutputKind, SamplingParams
 
-__all__ = ["add_engine_options", "add_sampling_options", "load_llm", "sampling_params"]
+__all__ = ["add_engine_options", "add_sampling_options", "engine_settings", "load_llm", "sampling_params"]
 
 _ENGINE_COUNTS = (
     ("max-model-len", "longest prompt and output together, in tokens (default: the model's)"),
@@ -57,7 +57,12 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_llm(options: argparse.Namespace) -> LLM:
-    """The model that the options name. Only what the user set is passed on."""
+    """The model that the options name."""
+    return LLM(options.model, **engine_settings(options))
+
+
+def engine_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `EngineConfig` that the user set, but for the model."""
     settings: dict[str, Any] = {
         name: getattr(options, name)
         for name in (
@@ -74,7 +79,7 @@ def load_llm(options: argparse.Namespace) -> LLM:
         settings["enable_prefix_caching"] = False
     if options.backend_option:
         settings["backend_options"] = dict(_key_value(text) for text in options.backend_option)
-    return LLM(options.model, **settings)
+    return settings
 
 
 def sampling_params(options: argparse.Namespace, output_kind: RequestOutputKind) -> SamplingParams:

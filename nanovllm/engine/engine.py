@@ -5,6 +5,7 @@ adds, steps and aborts. A step is: propose, schedule, execute, update, emit.
 """
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from itertools import pairwise
@@ -20,7 +21,7 @@ from nanovllm.engine.sequence import Sequence, SequenceStatus
 from nanovllm.engine.speculation import NgramProposer
 from nanovllm.errors import NanoVLLMError, RequestError
 from nanovllm.model_info import ModelInfo
-from nanovllm.outputs import EngineStats, FinishReason, RequestOutput, TokenLogprobs
+from nanovllm.outputs import STEP_TOKEN_BOUNDS, EngineStats, FinishReason, RequestOutput, TokenLogprobs
 from nanovllm.plugins.interfaces import ModelRunner, Tokenizer
 from nanovllm.sampling_params import RequestOutputKind, SamplingParams
 
@@ -59,6 +60,7 @@ class LLMEngine:
         self._num_steps = self._num_finished = self._num_failed = 0
         self._prefill_tokens = self._decode_tokens = self._generation_tokens = 0
         self._last_step = (0, 0)  # sequences, tokens
+        self._steps_by_tokens = [0] * (len(STEP_TOKEN_BOUNDS) + 1)
 
     @property
     def model_info(self) -> ModelInfo:
@@ -153,6 +155,7 @@ class LLMEngine:
         self._decode_tokens += num_decode_tokens
         self._prefill_tokens += num_tokens - num_decode_tokens
         self._last_step = len(schedule.sequences), num_tokens
+        self._steps_by_tokens[bisect_left(STEP_TOKEN_BOUNDS, num_tokens)] += 1
         for seq in schedule.sequences[schedule.num_decodes :]:
             request = self._completions[seq.seq_id].request
             if request.scheduled_s is None:
@@ -244,6 +247,8 @@ class LLMEngine:
             num_failed_requests=self._num_failed,
             last_step_num_seqs=self._last_step[0],
             last_step_num_tokens=self._last_step[1],
+            kv_block_size=self._blocks.block_size,
+            num_steps_by_tokens=tuple(self._steps_by_tokens),
         )
 
     def check_invariants(self) -> None:

@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import urllib.request
 from dataclasses import fields
 from pathlib import Path
 
@@ -71,8 +73,11 @@ def test_the_commands_run(tmp_path: Path) -> None:
         "NANOVLLM_CACHE": str(tmp_path / "cache"),
         "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
     }
-    assert len(commands()) == 9
+    assert len(commands()) == 10
     for command in commands():
+        if " serve " in command:
+            answer_and_end(shlex.split(command, comments=True), tmp_path, environment)
+            continue
         run = subprocess.run(
             shlex.split(command, comments=True),
             cwd=tmp_path,
@@ -85,6 +90,20 @@ def test_the_commands_run(tmp_path: Path) -> None:
         assert run.returncode == 0, f"{command}: {run.stderr}"
         assert run.stdout, command
     assert (tmp_path / "models" / "tiny-chat-onnx" / "model_info.json").is_file()
+
+
+def answer_and_end(command: list[str], folder: Path, environment: dict[str, str]) -> None:
+    """Runs a command that serves until it is told to end."""
+    command[command.index("--port") + 1] = "0"  # the one that README names may be taken
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            url = server.stdout.readline().removeprefix("listening on ").strip()
+            with urllib.request.urlopen(f"{url}/health", timeout=30) as response:
+                assert response.status == 200
+        finally:
+            server.send_signal(signal.SIGTERM)
+    assert server.returncode == 0
 
 
 @pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))])

@@ -1,0 +1,62 @@
+"""What answers of both APIs have in common: their head, their usage, how they are sent and how they are documented."""
+
+import time
+import uuid
+from typing import Any
+
+from fastapi import Response
+from pydantic import BaseModel
+
+from nanovllm.server.context import ServerContext
+from nanovllm.server.generation import UsageCounter
+from nanovllm.server.protocol.base import ErrorResponse, PromptTokensDetails, Usage
+from nanovllm.server.protocol.generation import GenerationRequest
+
+__all__ = ["Head", "answer_docs", "head", "json_answer", "usage", "wants_usage"]
+
+Head = dict[str, Any]
+"""Fields that every chunk of one answer repeats."""
+
+
+def head(prefix: str, request: GenerationRequest, context: ServerContext) -> Head:
+    """Raises `ApiError` (404) for an unknown model."""
+    return {
+        "model": context.model_name(request.model),
+        "id": f"{prefix}-{request.request_id or uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "system_fingerprint": context.system_fingerprint,
+    }
+
+
+def usage(counter: UsageCounter) -> Usage:
+    return Usage(
+        prompt_tokens=counter.num_prompt_tokens,
+        completion_tokens=counter.num_new_tokens,
+        total_tokens=counter.num_prompt_tokens + counter.num_new_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=counter.num_cached_tokens),
+    )
+
+
+def wants_usage(request: GenerationRequest) -> tuple[bool, bool]:
+    """Whether a stream tells the usage: at its end, and also with every chunk."""
+    options = request.stream_options
+    at_end = options is not None and bool(options.include_usage)
+    return at_end, at_end and options is not None and bool(options.continuous_usage_stats)
+
+
+def json_answer(answer: BaseModel) -> Response:
+    """The answer as it is; FastAPI would check and copy it first."""
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def answer_docs(answer: type[BaseModel], chunk: type[BaseModel] | None = None) -> dict[int | str, dict[str, Any]]:
+    """For OpenAPI: what a route answers, also as a stream where it has chunks, and its errors."""
+    errors: dict[int | str, dict[str, Any]] = {
+        "4XX": {"model": ErrorResponse, "description": "The request is at fault."},
+        "5XX": {"model": ErrorResponse, "description": "The server is, or it has no room."},
+    }
+    docs: dict[str, Any] = {"model": answer, "description": "The answer."}
+    if chunk is not None:
+        told = f"Events with the data of a {chunk.__name__} each, then [DONE]."
+        docs["content"] = {"text/event-stream": {"schema": {"type": "string", "description": told}}}
+    return {200: docs} | errors

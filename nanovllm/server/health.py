@@ -1,0 +1,45 @@
+"""/health, /ready, /version and /metrics: what operators and their tools ask."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from nanovllm import __version__
+from nanovllm.async_llm import AsyncLLM
+from nanovllm.server.admission import Admission
+from nanovllm.server.errors import ApiError
+from nanovllm.server.metrics import Metrics
+
+__all__ = ["operations_router"]
+
+
+def operations_router(llm: AsyncLLM, admission: Admission, metrics: Metrics) -> APIRouter:
+    router = APIRouter(tags=["operations"])
+
+    @router.get("/health")
+    async def health() -> JSONResponse:
+        """Whether the server is alive: 503 once its engine has stopped over an error, and only a restart helps."""
+        if llm.errored:
+            raise ApiError(503, "the engine has stopped over an error; the server's log says which. Restart it.")
+        return JSONResponse({"status": "alive"})
+
+    @router.get("/ready")
+    async def ready() -> JSONResponse:
+        """Whether requests should be sent here: the model is loaded, and the server is not shutting down."""
+        if admission.is_draining:
+            raise ApiError(503, "the server is shutting down.")
+        if not llm.is_running:
+            raise ApiError(503, "the engine has stopped.")
+        return JSONResponse({"status": "ready"})
+
+    @router.get("/version")
+    async def version() -> JSONResponse:
+        """The server's version."""
+        return JSONResponse({"version": __version__})
+
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def show_metrics(request: Request) -> Response:
+        """Counters, gauges and histograms for Prometheus."""
+        scrape = metrics.scrape(request.headers.get("accept", ""))
+        return Response(scrape.body, headers={"Content-Type": scrape.content_type})
+
+    return router
