@@ -1,0 +1,40 @@
+"""The border between a model and what a device does for attention: the KV cache, and attention over it.
+
+One implementation a device. The model's program knows this interface only; rotation belongs to it because device
+kernels fuse it with the write into the cache.
+"""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from backends.pytorch.rotary import Rotation
+from nanovllm.architectures import AttentionSpec
+from nanovllm.batch import Batch
+
+__all__ = ["PagedAttention"]
+
+
+class PagedAttention(Protocol):
+    """Owns the pools of all layers."""
+
+    @property
+    def is_allocated(self) -> bool: ...
+
+    def allocate(self, num_blocks: int, block_size: int) -> None:
+        """Fresh pools in place of earlier ones. Raises RuntimeError or MemoryError where memory does not suffice."""
+
+    def free(self) -> None:
+        """Gives the pools back."""
+
+    def plan(self, batch: Batch) -> Any:
+        """What one step needs beside the model's own values, made once and used by all layers."""
+
+    def attend(
+        self, plan: Any, spec: AttentionSpec, rotation: Rotation | None, query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        """Writes key and value at the slots of the step's tokens and attends over what each sequence has by then.
+
+        query: (num_tokens, num_heads * head_dim), key and value: (num_tokens, num_kv_heads * head_dim), not rotated.
+        Returns (num_tokens, num_heads * head_dim).
+        """

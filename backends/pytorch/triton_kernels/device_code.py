@@ -1,0 +1,33 @@
+"""The kernels themselves, imported when they are first wanted.
+
+The modules `attention_kernel`, `kv_store_kernel` and `reduce_kernel` import Triton when they are imported; everything
+else here reaches them through this function, so that a machine without Triton can import the package.
+"""
+
+from typing import Any, NamedTuple
+
+from nanovllm.errors import ConfigError
+
+__all__ = ["DeviceCode", "device_code"]
+
+
+class DeviceCode(NamedTuple):
+    """Triton functions, launched as `kernel[grid](...)`."""
+
+    attend: Any
+    reduce_splits: Any
+    rotate_and_store: Any
+
+
+def device_code() -> DeviceCode:
+    """The kernels. Raises `ConfigError` where Triton is not installed."""
+    try:
+        from backends.pytorch.triton_kernels.attention_kernel import attend
+        from backends.pytorch.triton_kernels.kv_store_kernel import rotate_and_store
+        from backends.pytorch.triton_kernels.reduce_kernel import reduce_splits
+    except ImportError as error:
+        raise ConfigError(
+            f"the torch backend's CUDA kernels cannot be loaded: {error}. They need the package triton, which "
+            "PyTorch's CUDA builds for Linux bring along: pip install triton, or run on the CPU (device='cpu')."
+        ) from error
+    return DeviceCode(attend, reduce_splits, rotate_and_store)

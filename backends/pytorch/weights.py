@@ -1,0 +1,82 @@
+"""Weights of a checkpoint as tensors of one device and dtype.
+
+In: weights as an architecture declares them. Out: tensors, those that share an input merged below one another. Files
+are read in slices straight into the tensor that stays, so that no second copy of a model ever exists.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from nanovllm.architectures import Weight
+from nanovllm.checkpoint import Checkpoint, Tensor
+
+__all__ = ["Weights"]
+
+_SLICE_BYTES = 16 * 2**20  # of a tensor while it is read
+
+_MAPPED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Weights:
+    """Reads from one checkpoint. dtype: of matrices and biases."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self.device = device
+        self._checkpoint = checkpoint
+
+    def merged(self, weights: Sequence[Weight]) -> torch.Tensor:
+        """The weights below one another along their first axis: a new tensor. Raises `CheckpointError`."""
+        shape = (sum(weight.shape[0] for weight in weights), *weights[0].shape[1:])
+        result = torch.empty(shape, dtype=self.dtype, device=self.device)
+        row = 0
+        for weight in weights:
+            for part in self._slices(weight):
+                result[row : row + len(part)].copy_(part)
+                row += len(part)
+        return result
+
+    def vector(self, weight: Weight, offset: float = 0.0) -> torch.Tensor:
+        """The weight plus `offset`, in float32: the gains of norms, which bf16 would round too coarsely."""
+        return torch.cat(list(self._slices(weight))).to(self.device, torch.float32) + offset
+
+    def table(self, weight: Weight) -> torch.Tensor:
+        """A table of which few rows are read at a time: on a CPU it stays in its file and keeps the file's dtype."""
+        tensor = self._checkpoint.tensor(weight.name, weight.stored_shape)
+        is_whole = weight.stored is None and tensor.offset % tensor.dtype.itemsize == 0
+        if self.device.type != "cpu" or not is_whole or not tensor.file.is_file() or tensor.dtype.name not in _MAPPED:
+            return self.merged([weight])
+        integers = np.dtype(f"<i{tensor.dtype.itemsize}")  # numpy has no bf16
+        mapped = np.memmap(tensor.file, integers, mode="c", offset=tensor.offset, shape=tensor.shape)
+        return torch.from_numpy(mapped).view(_MAPPED[tensor.dtype.name])
+
+    def _slices(self, weight: Weight) -> Iterator[torch.Tensor]:
+        """Consecutive rows of the weight, in the file's dtype, taken out of the tensor that holds it; see `Stored`."""
+        tensor = self._checkpoint.tensor(weight.name, weight.stored_shape)
+        if weight.stored is None:
+            yield from _rows(tensor, 0, tensor.shape[0])
+            return
+        matrix = replace(tensor, shape=(math.prod(tensor.shape[:-1]), tensor.shape[-1])) if tensor.shape[1:] else tensor
+        if weight.stored.transposed:
+            turned = torch.cat(list(_rows(matrix, 0, matrix.shape[0]))).t()
+            for start, stop in weight.stored.ranges:
+                yield turned[start:stop]
+            return
+        for start, stop in weight.stored.ranges:
+            yield from _rows(matrix, start, stop)
+
+
+def _rows(tensor: Tensor, start: int, stop: int) -> Iterator[torch.Tensor]:
+    step = max(1, _SLICE_BYTES // (tensor.dtype.itemsize * math.prod(tensor.shape[1:])))
+    for first in range(start, stop, step):
+        array = tensor.read(first, min(first + step, stop))
+        if array.dtype.name == "bfloat16":
+            yield torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        elif array.dtype.name in _MAPPED:
+            yield torch.from_numpy(array)
+        else:
+            yield torch.from_numpy(array.astype(np.float32))
