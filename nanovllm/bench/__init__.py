@@ -1,4 +1,7 @@
-"""What `nanovllm bench` and `benchmarks/compare.py` measure: workloads, and the measuring of a loaded model."""
+"""What `nanovllm bench` and `benchmarks/compare.py` measure: workloads, and the measuring of a loaded model.
+
+`nanovllm.bench.serving` measures a server; it is imported by itself.
+"""
 
 from nanovllm.bench.latency import LatencyReport, measure_latency
 from nanovllm.bench.throughput import ThroughputReport, measure_throughput

@@ -88,7 +88,6 @@ def test_reports_are_readable_without_json() -> None:
         (("throughput", *MOCK, *SMALL[:-1], "0"), "output_len is 0"),
         (("latency", *MOCK, "--num-iters", "0"), "num_iterations is 0"),
         (("latency", *MOCK, "--batch-size", "0"), "num_prompts is 0"),
-        (("serve",), "invalid choice"),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(arguments: tuple[str, ...], message: str) -> None:
