@@ -12,7 +12,7 @@ from nanovllm.server.generation import UsageCounter
 from nanovllm.server.protocol.base import ErrorResponse, PromptTokensDetails, Usage
 from nanovllm.server.protocol.generation import GenerationRequest
 
-__all__ = ["Head", "answer_docs", "head", "json_answer", "usage", "wants_usage"]
+__all__ = ["Head", "answer_docs", "error_docs", "head", "json_answer", "usage", "wants_usage"]
 
 Head = dict[str, Any]
 """Fields that every chunk of one answer repeats."""
@@ -51,12 +51,16 @@ def json_answer(answer: BaseModel) -> Response:
 
 def answer_docs(answer: type[BaseModel], chunk: type[BaseModel] | None = None) -> dict[int | str, dict[str, Any]]:
     """For OpenAPI: what a route answers, also as a stream where it has chunks, and its errors."""
-    errors: dict[int | str, dict[str, Any]] = {
-        "4XX": {"model": ErrorResponse, "description": "The request is at fault."},
-        "5XX": {"model": ErrorResponse, "description": "The server is, or it has no room."},
-    }
     docs: dict[str, Any] = {"model": answer, "description": "The answer."}
     if chunk is not None:
         told = f"Events with the data of a {chunk.__name__} each, then [DONE]."
         docs["content"] = {"text/event-stream": {"schema": {"type": "string", "description": told}}}
-    return {200: docs} | errors
+    return {200: docs} | error_docs()
+
+
+def error_docs() -> dict[int | str, dict[str, Any]]:
+    """For OpenAPI: what a route answers instead."""
+    return {
+        "4XX": {"model": ErrorResponse, "description": "The request is at fault."},
+        "5XX": {"model": ErrorResponse, "description": "The server is, or it has no room."},
+    }

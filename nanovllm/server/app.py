@@ -5,6 +5,7 @@ from fastapi import FastAPI
 from nanovllm import __version__
 from nanovllm.async_llm import AsyncLLM
 from nanovllm.server.admission import Admission
+from nanovllm.server.auth import key_docs
 from nanovllm.server.chat import chat_router
 from nanovllm.server.chat_parser import check_parsers
 from nanovllm.server.completions import completions_router
@@ -39,8 +40,8 @@ def create_app(llm: AsyncLLM, settings: ServerSettings) -> FastAPI:
     context = ServerContext(llm=llm, settings=settings, admission=admission)
     app = FastAPI(title="nanovllm", version=__version__, docs_url=None, redoc_url=None)
     for make_router in (completions_router, chat_router, models_router, tokens_router, inference_router):
-        app.include_router(make_router(context))
-    app.include_router(operations_router(llm, admission, metrics))
+        app.include_router(make_router(context), dependencies=key_docs(settings))
+    app.include_router(operations_router(llm, admission, metrics, key_docs(settings)))
     if settings.enable_page:
         app.include_router(page_router())
     add_error_handlers(app)

@@ -6,6 +6,9 @@ lives, and the web page's own files, need no key; everything else does, /metrics
 
 import hmac
 
+from fastapi import Security
+from fastapi.params import Depends
+from fastapi.security import HTTPBearer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -13,7 +16,7 @@ from nanovllm.server.errors import ApiError, error_response
 from nanovllm.server.exchange import exchange_of
 from nanovllm.server.settings import ServerSettings, key_digest
 
-__all__ = ["AuthMiddleware"]
+__all__ = ["AuthMiddleware", "key_docs"]
 
 _OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 _OPEN_FOLDER = "/page/"
@@ -51,6 +54,11 @@ class AuthMiddleware:
         if not is_known:
             raise _refusal("the key is none that this server knows. Check the header Authorization.")
         return f"key-{digest.removeprefix('sha256:')[:_NUM_CLIENT_DIGITS]}"
+
+
+def key_docs(settings: ServerSettings) -> list[Depends]:
+    """For OpenAPI: that a route needs a key, where there are keys. It refuses nobody; the middleware does."""
+    return [Security(HTTPBearer(auto_error=False))] if settings.api_keys else []
 
 
 def _is_open(scope: Scope) -> bool:

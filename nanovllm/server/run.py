@@ -19,6 +19,7 @@ from nanovllm.async_llm import AsyncLLM
 from nanovllm.errors import ConfigError
 from nanovllm.server.admission import Admission
 from nanovllm.server.app import create_app
+from nanovllm.server.http_protocol import make_protocol
 from nanovllm.server.log_format import configure_logging
 from nanovllm.server.settings import ServerSettings
 
@@ -68,6 +69,7 @@ class _Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 lifespan="off",
+                http=make_protocol(),
                 ws="none",
                 server_header=False,
                 timeout_graceful_shutdown=_LAST_ANSWERS_TIMEOUT_S,

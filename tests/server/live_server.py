@@ -13,6 +13,7 @@ import uvicorn
 from nanovllm import AsyncLLM
 from nanovllm.server.admission import Admission
 from nanovllm.server.app import create_app
+from nanovllm.server.http_protocol import HEAD_TIMEOUT_S, make_protocol
 from nanovllm.server.settings import ServerSettings
 
 PATIENCE_S = 60.0
@@ -43,14 +44,15 @@ class LiveServer:
 
 
 @contextlib.contextmanager
-def live_server(llm: AsyncLLM, **settings: Any) -> Iterator[LiveServer]:
+def live_server(llm: AsyncLLM, *, head_timeout_s: float = HEAD_TIMEOUT_S, **settings: Any) -> Iterator[LiveServer]:
     """Serves `llm`, and stops when left; the model stays the caller's."""
     app = create_app(llm, ServerSettings(port=0, **settings))
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # asyncio: no TCP_NODELAY without
     listener.bind(("127.0.0.1", 0))
     listener.listen(1024)
     port = listener.getsockname()[1]
-    config = uvicorn.Config(app, log_level="error", lifespan="on", timeout_graceful_shutdown=5)
+    http = make_protocol(head_timeout_s)
+    config = uvicorn.Config(app, log_level="error", lifespan="on", http=http, timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="live-server")
     thread.start()
