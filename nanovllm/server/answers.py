@@ -53,8 +53,9 @@ def answer_docs(answer: type[BaseModel], chunk: type[BaseModel] | None = None) -
     """For OpenAPI: what a route answers, also as a stream where it has chunks, and its errors."""
     docs: dict[str, Any] = {"model": answer, "description": "The answer."}
     if chunk is not None:
-        told = f"Events with the data of a {chunk.__name__} each, then [DONE]."
-        docs["content"] = {"text/event-stream": {"schema": {"type": "string", "description": told}}}
+        data = {"type": "string", "description": f"A {chunk.__name__} as JSON; or an error object; at the end [DONE]."}
+        event = {"type": "object", "properties": {"data": data}, "required": ["data"]}
+        docs["content"] = {"text/event-stream": {"itemSchema": event}}  # in the words of OpenAPI 3.2
     return {200: docs} | error_docs()
 
 

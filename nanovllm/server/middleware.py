@@ -13,7 +13,7 @@ from nanovllm.server.auth import AuthMiddleware
 from nanovllm.server.body_limit import BodyLimitMiddleware
 from nanovllm.server.metrics import Metrics
 from nanovllm.server.paths import PathMiddleware
-from nanovllm.server.rate_limits import RateLimitMiddleware, RateLimits
+from nanovllm.server.rate_limits import RATE_LIMIT_HEADERS, RateLimitMiddleware, RateLimits
 from nanovllm.server.request_timeout import RequestTimeoutMiddleware
 from nanovllm.server.settings import ServerSettings
 
@@ -37,7 +37,7 @@ def add_middleware(app: FastAPI, settings: ServerSettings, rate_limits: RateLimi
             allow_origins=settings.allowed_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            expose_headers=["X-Request-Id", "Retry-After", *RATE_LIMIT_HEADERS],
         )
     app.add_middleware(PathMiddleware, root_path=settings.root_path)
     app.add_middleware(ExchangeMiddleware, metrics=metrics)

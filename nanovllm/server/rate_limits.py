@@ -19,7 +19,12 @@ from nanovllm.server.errors import ApiError, error_response
 from nanovllm.server.exchange import exchange_of
 from nanovllm.server.settings import ServerSettings
 
-__all__ = ["RateLimitMiddleware", "RateLimits"]
+__all__ = ["RATE_LIMIT_HEADERS", "RateLimitMiddleware", "RateLimits"]
+
+RATE_LIMIT_HEADERS = tuple(
+    f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset") for unit in ("requests", "tokens")
+)
+"""Those that answers may have."""
 
 
 class RateLimits:
