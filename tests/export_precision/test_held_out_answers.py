@@ -6,7 +6,6 @@ import pytest
 from precision_driver import load_runner
 
 from export import export_model
-from models.tiny_chat_recipe.evaluate import held_out_examples
 from nanovllm import LLM, SamplingParams
 from nanovllm.testing import assert_same_tokens, teacher_forced_logits
 
@@ -19,6 +18,8 @@ GREEDY = SamplingParams(temperature=0, max_tokens=200)
 @pytest.fixture(scope="module")
 def questions() -> tuple[list[list[dict[str, str]]], list[str]]:
     """Every third held-out conversation, and the right answers."""
+    from models.tiny_chat_recipe.evaluate import held_out_examples  # imports transformers, which tests do when they run
+
     examples = [example for part in held_out_examples().values() for example in part][::3]
     return [[{"role": m.role, "content": m.content} for m in e.messages] for e in examples], [
         e.answer for e in examples
