@@ -65,7 +65,7 @@ class StepExecutor:
     def _split(self, parts: "_Parts", indices: list[int], error: BackendError) -> None:
         """The sequences at `indices` failed together: halves them, unless that would go on for ever."""
         parts.num_failures += 1
-        if len(indices) == 1 or not self._isolate or parts.num_failures > parts.max_failures:
+        if len(indices) == 1 or not self._isolate or parts.is_hopeless:
             parts.errors.update((i, error) for i in indices)
             return
         middle = len(indices) // 2
@@ -80,8 +80,8 @@ class StepExecutor:
 class _Parts:
     """A step's output, put together from parts of it.
 
-    unreported: sequences whose release the runner has not heard of in a part that succeeded. max_failures: finding one
-    culprit among n takes log2(n) failures; a runner that fails on everything is not asked for ever.
+    unreported: sequences whose release the runner has not heard of in a part that succeeded. num_failures: parts that
+    failed so far.
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -89,11 +89,18 @@ class _Parts:
         self.unreported = schedule.released
         self.errors: dict[int, BackendError] = {}
         self.num_failures = 0
-        self.max_failures = 4 * len(schedule.sequences).bit_length()
+        self._has_succeeded = False
         self._token_ids: list[Seq[int]] = [[] for _ in schedule.sequences]
         self._logprobs: list[Seq[RowLogprobs | None]] = [[None] * count for count in schedule.num_logits]
 
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the runner seems to fail on everything, and is not asked for ever: finding one culprit among n takes
+        log2(n) failures, and something has succeeded by then."""
+        return not self._has_succeeded and self.num_failures > 4 * len(self.schedule.sequences).bit_length()
+
     def put(self, indices: list[int], output: StepOutput) -> None:
+        self._has_succeeded = True
         self.unreported = []
         starts = accumulate((self.schedule.num_logits[i] for i in indices), initial=0)
         for i, token_ids, (start, end) in zip(indices, output.token_ids, pairwise(starts), strict=True):

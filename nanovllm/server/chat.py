@@ -85,14 +85,19 @@ async def _read(body: ChatRequest, context: ServerContext) -> ChatWriter:
             tools=tools,
             tool_choice=choice,
             tool_parser=context.settings.tool_parser,
-            # an answer of a prescribed form is in that form from its first token on
-            reasoning_parser=None if params.structured_outputs else context.settings.reasoning_parser,
+            reasoning_parser=None if _is_json(params) else context.settings.reasoning_parser,
             prompt=prompt,
             parallel_tool_calls=body.parallel_tool_calls is not False,
         )
 
     logprobs = LogprobFormat(tokenizer, as_token_ids=bool(body.return_tokens_as_token_ids))
     return ChatWriter(body, job, logprobs, make_parser)
+
+
+def _is_json(params: SamplingParams) -> bool:
+    """Whether the answer is JSON from its first token on, so that no reasoning can stand before it."""
+    form = params.structured_outputs
+    return form is not None and (form.json is not None or bool(form.json_object))
 
 
 def _tools(body: ChatRequest) -> tuple[list[Tool] | None, ToolChoice]:

@@ -191,7 +191,7 @@ def test_closing_ends_what_runs_and_what_waits_with_an_error() -> None:
         streams = [asyncio.ensure_future(read(llm.generate([i + 1], GREEDY))) for i in range(6)]
         half_read = llm.generate([7], GREEDY)
         first = asyncio.ensure_future(anext(half_read))
-        await asyncio.sleep(0)
+        await runner.next_step()
         closing = asyncio.ensure_future(llm.aclose())
         await asyncio.sleep(0.01)
         assert not closing.done()  # a step is under way

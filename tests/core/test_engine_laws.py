@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import backends.mock.plugin
@@ -285,6 +285,16 @@ def test_several_bad_requests_among_many_are_found_in_one_step() -> None:
     assert list(errors_of(engine.step())) == ["3", "4", "17"]
     expected = {str(i): predicted([i + 1]) for i in range(20) if i not in (3, 4, 17)}
     assert run_engine(engine) == expected
+
+
+@given(bad=st.sets(st.integers(0, 29), max_size=10))
+@example(bad=set(range(0, 30, 3)))
+def test_a_third_of_many_requests_may_be_bad_and_the_others_are_answered(bad: set[int]) -> None:
+    engine = make_engine(FailingRunner(RuntimeError("no")), max_num_seqs=64)
+    for i in range(30):
+        engine.add(engine.prepare(str(i), [99 if i in bad else i + 1], GREEDY))
+    assert set(errors_of(engine.step())) == {str(i) for i in bad}
+    engine.check_invariants()
 
 
 class DeadRunner(FailingRunner):

@@ -122,6 +122,15 @@ def test_thoughts_are_told_apart_from_the_answer(server: LiveServer, stream: boo
     assert thoughts == ("" if include is False else "Sun or rain?")
 
 
+def test_json_is_the_answer_also_where_the_model_is_expected_to_think_first(tiny_chat: LiveServer) -> None:
+    schema = {"type": "object", "properties": {"sky": {"enum": ["blue"]}}, "required": ["sky"]}
+    form = {"type": "json_schema", "json_schema": {"name": "sky", "schema": schema | {"additionalProperties": False}}}
+    with live_server(tiny_chat.llm, reasoning_parser="deepseek_r1") as server:
+        (choice,) = server.answer(URL, messages=QUESTION, response_format=form, max_tokens=30)["choices"]
+    assert json.loads(choice["message"]["content"]) == {"sky": "blue"}
+    assert "reasoning_content" not in choice["message"]
+
+
 def test_calls_that_nobody_would_find_are_refused(tiny_chat: LiveServer) -> None:
     response = tiny_chat.post(URL, **TOOLS)
     assert response.status_code == 400

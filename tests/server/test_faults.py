@@ -250,7 +250,9 @@ def test_a_slow_reader_holds_nobody_up_and_its_answer_stays_small() -> None:
         assert server.answer(URL, **BODY)["choices"][0]["token_ids"] == predicted(PROMPT, 60)
         until(lambda: is_idle(llm))  # all computed, though nobody reads
         assert server.admission.num_requests == 1
-        unsent = [one.get_write_buffer_size() for one in gc.get_objects() if isinstance(one, asyncio.WriteTransport)]
+        # type(): isinstance asks for __class__, which some objects of other libraries answer with a warning
+        transports = [one for one in gc.get_objects() if issubclass(type(one), asyncio.WriteTransport)]
+        unsent = [one.get_write_buffer_size() for one in transports]
         assert 0 < max(unsent) < 2**20  # beside what the system holds, some 4 MB at most
         assert server.answer(URL, **BODY)["choices"][0]["token_ids"] == predicted(PROMPT, 60)
         connection.close()
