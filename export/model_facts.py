@@ -1,14 +1,13 @@
 """model_info.json of an export, drawn from the checkpoint's configs, the decoder's sizes and the graph."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from export.graph import OnnxGraph
 from nanovllm.architectures import Geometry, Rope
-from nanovllm.checkpoint import Checkpoint
-from nanovllm.errors import CheckpointError
+from nanovllm.checkpoint import Checkpoint, generation_defaults, special_token_ids
 from nanovllm.model_info import KVCacheInfo, ModelInfo, WeightsFile
 
 __all__ = ["TOKENIZER_FILES", "make_model_info", "package_version"]
@@ -18,8 +17,6 @@ TOKENIZER_FILES = (
     *("merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json"),
 )
 """What a tokenizer or a chat template may consist of."""
-
-_GENERATION_FIELDS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
 
 
 def make_model_info(
@@ -35,14 +32,13 @@ def make_model_info(
     quantization: Mapping[str, Any] | None = None,
 ) -> ModelInfo:
     """Raises `CheckpointError` where a token id of the configs is not one."""
-    generation = checkpoint.generation_config
     return ModelInfo(
         model_name=name,
         model_type=geometry.model_type,
         vocab_size=geometry.vocab_size,
-        eos_token_ids=_token_ids(checkpoint, "eos_token_id"),
-        bos_token_id=next(iter(_token_ids(checkpoint, "bos_token_id")), None),
-        pad_token_id=next(iter(_token_ids(checkpoint, "pad_token_id")), None),
+        eos_token_ids=special_token_ids(checkpoint, "eos_token_id"),
+        bos_token_id=next(iter(special_token_ids(checkpoint, "bos_token_id")), None),
+        pad_token_id=next(iter(special_token_ids(checkpoint, "pad_token_id")), None),
         hidden_size=geometry.hidden_size,
         num_layers=geometry.num_layers,
         num_heads=geometry.num_heads,
@@ -52,7 +48,7 @@ def make_model_info(
         rope={} if geometry.rope is None else _rope(geometry.rope, checkpoint.config),
         kv_cache=KVCacheInfo(block_size=block_size),
         quantization=quantization,
-        generation_defaults={key: generation[key] for key in _GENERATION_FIELDS if generation.get(key) is not None},
+        generation_defaults=generation_defaults(checkpoint),
         inputs=graph.inputs,
         outputs=graph.outputs,
         tokenizer_files=tuple(file for file in TOKENIZER_FILES if (checkpoint.folder / file).is_file()),
@@ -100,16 +96,6 @@ def package_version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
-
-
-def _token_ids(checkpoint: Checkpoint, key: str) -> tuple[int, ...]:
-    """The ids under `key`, of generation_config.json first, then of config.json: transformers stops by the former."""
-    sources: Sequence[Mapping[str, Any]] = (checkpoint.generation_config, checkpoint.config)
-    value = next((source[key] for source in sources if source.get(key) is not None), ())
-    ids = tuple(value) if isinstance(value, list | tuple) else (value,)
-    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
-        raise CheckpointError(f"{checkpoint.folder}: {key} is {value!r}; it must be a token id or a list of them.")
-    return ids
 
 
 def _snapshot_revision(folder: Path) -> str | None:

@@ -20,8 +20,10 @@ __all__ = [
     "MODEL_IN_THE_BOX",
     "Checkpoint",
     "Tensor",
+    "generation_defaults",
     "read_json_object",
     "resolve_model",
+    "special_token_ids",
     "weight_files",
 ]
 
@@ -115,3 +117,24 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise CheckpointError(f"{path} holds a JSON {type(document).__name__}, not an object.")
     return document
+
+
+_GENERATION_FIELDS = ("do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
+
+
+def generation_defaults(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What generation_config.json says of sampling, for `ModelInfo.generation_defaults`."""
+    given = checkpoint.generation_config
+    return {key: given[key] for key in _GENERATION_FIELDS if given.get(key) is not None}
+
+
+def special_token_ids(checkpoint: Checkpoint, key: str) -> tuple[int, ...]:
+    """The ids under `key`, of generation_config.json first, then of config.json: transformers stops by the former.
+
+    Raises `CheckpointError` where they are none."""
+    sources: tuple[Mapping[str, Any], ...] = (checkpoint.generation_config, checkpoint.config)
+    value = next((source[key] for source in sources if source.get(key) is not None), ())
+    ids = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise CheckpointError(f"{checkpoint.folder}: {key} is {value!r}; it must be a token id or a list of them.")
+    return ids
