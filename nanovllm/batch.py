@@ -113,6 +113,17 @@ class SamplingBatch:
     num_logprobs: Int32Array | None = None
     targets: Int64Array | None = None
 
+    def take(self, indices: Int64Array) -> "SamplingBatch":
+        """The rows at `indices`, int64 (n,), as a batch of their own."""
+        places = {index: place for place, index in enumerate(indices.tolist()) if index in self.edits}
+        return SamplingBatch(
+            rows=self.rows[indices],
+            positions=self.positions[indices],
+            edits={place: self.edits[index] for index, place in places.items()},
+            num_logprobs=None if self.num_logprobs is None else self.num_logprobs[indices],
+            targets=None if self.targets is None else self.targets[indices],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

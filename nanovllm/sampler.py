@@ -18,12 +18,21 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from nanovllm.batch import Float32Array, Float64Array, Int32Array, Int64Array, LogitsEdits, SamplingBatch, StepOutput
+from nanovllm.batch import (
+    Float32Array,
+    Float64Array,
+    Int32Array,
+    Int64Array,
+    LogitsEdits,
+    RowLogprobs,
+    SamplingBatch,
+    StepOutput,
+)
 from nanovllm.logits_row import allowed_ids, edit_row, is_empty
 from nanovllm.logprobs import row_logprobs
 from nanovllm.sampling_weights import Weights
 
-__all__ = ["Draw", "draw", "sample", "uniform"]
+__all__ = ["Draw", "draw", "plain_rows", "sample", "sample_others", "uniform"]
 
 SamplingRows = npt.NDArray[np.void]
 
@@ -55,17 +64,61 @@ def sample(logits: Float32Array, sampling: SamplingBatch, logits_start: Int32Arr
     row's edits leave no token, or a logits processor fails.
     """
     token_ids = _token_ids(logits, sampling, draw)
-    sampled, targets, starts = token_ids, sampling.targets, logits_start
-    if targets is not None:
-        is_sampled = targets < 0
-        sampled = token_ids[is_sampled]
+    return StepOutput(_by_sequence(token_ids, sampling, logits_start), _logprobs(logits, token_ids, sampling))
+
+
+def plain_rows(sampling: SamplingBatch) -> npt.NDArray[np.bool_]:
+    """(num_logits,): the rows of which nothing is wanted but a token, drawn from the logits as they are. A runner may
+    pick these itself, and give `sample_others` the logits of the rest alone."""
+    is_plain = np.full(len(sampling.rows), True)
+    if sampling.targets is not None:
+        is_plain &= sampling.targets < 0
+    if sampling.num_logprobs is not None:
+        is_plain &= sampling.num_logprobs < 0
+    is_plain[[i for i, edits in sampling.edits.items() if not is_empty(edits)]] = False
+    return is_plain
+
+
+def sample_others(
+    token_ids: Int64Array,
+    is_chosen: npt.NDArray[np.bool_],
+    logits: Float32Array,
+    sampling: SamplingBatch,
+    logits_start: Int32Array,
+    draw: Draw = draw,
+) -> StepOutput:
+    """As `sample`, where the tokens of some plain rows are known already.
+
+    token_ids: int64 (num_logits,), where `is_chosen` (num_logits,) those tokens; the others are written to. logits:
+    float32 (number of the other rows, vocab_size).
+    """
+    others = np.flatnonzero(~is_chosen)
+    part = sampling.take(others)
+    token_ids[others] = _token_ids(logits, part, draw)
+    logprobs = _logprobs(logits, token_ids[others], part)
+    if logprobs is not None:
+        found = dict(zip(others.tolist(), logprobs, strict=True))
+        logprobs = [found.get(i) for i in range(len(token_ids))]
+    return StepOutput(_by_sequence(token_ids, sampling, logits_start), logprobs)
+
+
+def _by_sequence(token_ids: Int64Array, sampling: SamplingBatch, logits_start: Int32Array) -> list[list[int]]:
+    """The tokens of the sampled rows, a list for each sequence."""
+    starts = logits_start
+    if sampling.targets is not None:
+        is_sampled = sampling.targets < 0
+        token_ids = token_ids[is_sampled]
         starts = np.concatenate(([0], np.cumsum(is_sampled)))[logits_start]
-        token_ids = np.where(is_sampled, token_ids, targets)
-    ids = sampled.tolist()
-    return StepOutput(
-        [ids[a:b] for a, b in pairwise(starts.tolist())],
-        None if sampling.num_logprobs is None else row_logprobs(logits, token_ids, sampling.num_logprobs),
-    )
+    ids = token_ids.tolist()
+    return [ids[a:b] for a, b in pairwise(starts.tolist())]
+
+
+def _logprobs(logits: Float32Array, token_ids: Int64Array, sampling: SamplingBatch) -> list[RowLogprobs | None] | None:
+    if sampling.num_logprobs is None:
+        return None
+    if sampling.targets is not None:
+        token_ids = np.where(sampling.targets < 0, token_ids, sampling.targets)
+    return row_logprobs(logits, token_ids, sampling.num_logprobs)
 
 
 def uniform(seed: npt.NDArray[np.uint64], position: Int64Array) -> Float64Array:

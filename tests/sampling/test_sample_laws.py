@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nanovllm import BackendError, SamplingParams
 from nanovllm.batch import SAMPLING_ROW, LogitsEdits, Penalties, SamplingBatch
 from nanovllm.logits_row import edit_row
-from nanovllm.sampler import draw, sample, uniform
+from nanovllm.sampler import draw, plain_rows, sample, sample_others, uniform
 from tests.sampling.plain import Float32Array, Mask, one_each, plain_draw, rows_of, sampling_of
 
 VOCAB_SIZE = 100
@@ -231,3 +231,54 @@ def test_frequencies_under_edits_follow_the_edited_distribution() -> None:
         assert possible.sum() == num_tokens
         assert drawn[~possible].sum() == 0
         assert ((drawn - expected)[possible] ** 2 / expected[possible]).sum() < 39.3
+
+
+@given(
+    st.lists(
+        st.tuples(row_values, some_edits() | st.none(), st.integers(-1, 3), st.booleans()), min_size=1, max_size=9
+    ),
+    st.integers(0, 2**32),
+    st.data(),
+)
+@settings(max_examples=100)
+def test_tokens_that_are_known_already_change_nothing_about_the_others(
+    wanted: list[tuple[tuple[float, ...], LogitsEdits | None, int, bool]], seed: int, data: st.DataObject
+) -> None:
+    """Whichever of the plain rows a runner picks itself, the step's output is that of all rows together."""
+    generator = np.random.default_rng(seed)
+    logits = frozen(generator.normal(0, 2, (len(wanted), VOCAB_SIZE)).astype(np.float32))
+    sampling = SamplingBatch(
+        frozen(np.array([values for values, *_ in wanted], SAMPLING_ROW)),
+        frozen(np.arange(10, 10 + len(wanted))),
+        {i: edits for i, (_, edits, *_) in enumerate(wanted) if edits is not None},
+        np.array([num_logprobs for *_, num_logprobs, _ in wanted], np.int32),
+        np.where([is_target for *_, is_target in wanted], 5, -1),
+    )
+    starts = np.unique(np.array([0, len(wanted) // 2, len(wanted)], np.int32))
+    whole = sample(logits, sampling, starts)
+
+    plain = plain_rows(sampling)
+    is_chosen = plain & np.array(data.draw(st.lists(st.booleans(), min_size=len(plain), max_size=len(plain))))
+    alone = sample(logits, SamplingBatch(sampling.rows, sampling.positions), one_each(len(wanted)))
+    token_ids = np.where(is_chosen, [tokens[0] for tokens in alone.token_ids], -7)
+    apart = sample_others(token_ids, is_chosen, logits[~is_chosen], sampling, starts)
+
+    assert apart.token_ids == whole.token_ids
+    assert apart.logprobs is not None
+    assert whole.logprobs is not None
+    for one, other in zip(apart.logprobs, whole.logprobs, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            assert one.rank == other.rank
+            assert one.token_ids.tolist() == other.token_ids.tolist()
+            assert one.logprobs.tolist() == other.logprobs.tolist()
+
+
+def test_rows_that_are_edited_or_judged_are_not_plain() -> None:
+    sampling = sampling_of(
+        *[GREEDY] * 5,
+        edits={1: LogitsEdits(banned=np.array([3])), 2: LogitsEdits()},
+        num_logprobs=np.array([-1, -1, -1, 0, -1], np.int32),
+        targets=np.array([-1, -1, -1, -1, 8]),
+    )
+    assert plain_rows(sampling).tolist() == [True, False, True, False, False]
