@@ -50,7 +50,7 @@ def test_the_events_of_a_stream_have_the_form_that_it_tells(
     stream = paths[path]["post"]["responses"]["200"]["content"]["text/event-stream"]
     assert set(stream) == {"itemSchema"}
     events = keyed_chat.post(path, **asked, max_tokens=4, stream=True).text.strip().split("\n\n")
-    assert len(events) > 2
+    assert len(events) >= 2  # [DONE] stands alone; a client that reads slowly gets all text before it as one
     for event in events:
         name, _, data = event.partition(": ")
         jsonschema.validate({name: data}, stream["itemSchema"])
