@@ -13,18 +13,14 @@ import json
 import os
 import shutil
 import subprocess
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.checkpoint import resolve_model
-from nanovllm.testing import assert_same_tokens
+from tests.tiny_chat_reference import Reference, make_reference
 
 NUM_TOKENS = 40
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS)
@@ -82,26 +78,6 @@ def run_tool(python: str, *arguments: str, **options: Any) -> str:
     return result.stdout
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Prompts as token ids, what transformers continues them with, and the logits that chose each token."""
-
-    prompts: list[list[int]]
-    continuations: list[list[int]]
-    logits: list[npt.NDArray[np.float32]]
-
-    def check(self, continuations: list[list[int]]) -> None:
-        """Equal token by token; where a near-tie of the logits parts the two, equal until there."""
-        num_exact = 0
-        for prompt, expected, logits, actual in zip(
-            self.prompts, self.continuations, self.logits, continuations, strict=True
-        ):
-            num_exact += actual == expected
-            if actual != expected:
-                assert_same_tokens(logits, prompt, actual[: len(expected)], near_tie=1e-3)
-        assert num_exact >= len(continuations) - 1, "more than one near-tie: look at the model or the runner"
-
-
 @pytest.fixture(scope="module")
 def checkpoint() -> Path:
     return resolve_model("tiny-chat")
@@ -109,24 +85,7 @@ def checkpoint() -> Path:
 
 @pytest.fixture(scope="module")
 def reference(checkpoint: Path) -> Reference:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of transformers and what it imports
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-        prompts, continuations, logits = [], [], []
-        for question in QUESTIONS:
-            messages = [{"role": "user", "content": question}]
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-            with torch.no_grad():
-                output = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=NUM_TOKENS)[0].tolist()
-                logits.append(model(torch.tensor([output])).logits[0, len(prompt) - 1 : -1].numpy())
-            prompts.append(prompt)
-            continuations.append(output[len(prompt) :])
-    return Reference(prompts, continuations, logits)
+    return make_reference(checkpoint, QUESTIONS, NUM_TOKENS)
 
 
 @pytest.fixture(scope="module")

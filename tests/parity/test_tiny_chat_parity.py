@@ -1,13 +1,10 @@
 """tiny-chat on ONNX Runtime through the engine, seven ways, against transformers' greedy generation."""
 
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from backends.ort.plugin import nanovllm_model_runners
@@ -16,10 +13,10 @@ from nanovllm import LLM, SamplingParams
 from nanovllm.checkpoint import resolve_model
 from nanovllm.config import EngineConfig
 from nanovllm.plugins import LogitsModelRunner, ModelSource
-from nanovllm.testing import ReferenceModel, assert_same_tokens, teacher_forced_logits
+from nanovllm.testing import ReferenceModel, teacher_forced_logits
+from tests.tiny_chat_reference import Reference, make_reference
 
 NUM_TOKENS = 40
-NEAR_TIE = 1e-3
 
 QUESTIONS = (
     "What is the capital of France?",
@@ -49,15 +46,6 @@ QUESTIONS = (
 )
 
 
-@dataclass(frozen=True)
-class Reference:
-    """Prompts as token ids, what transformers continues them with, and its logits for any token ids."""
-
-    prompts: list[list[int]]
-    continuations: list[list[int]]
-    logits: list[npt.NDArray[np.float32]]  # of prompt + continuation, each (num_tokens, vocab_size)
-
-
 @pytest.fixture(scope="module")
 def checkpoint() -> Path:
     return resolve_model("tiny-chat")
@@ -65,24 +53,7 @@ def checkpoint() -> Path:
 
 @pytest.fixture(scope="module")
 def reference(checkpoint: Path) -> Reference:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of transformers and what it imports
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-        prompts, continuations, logits = [], [], []
-        for question in QUESTIONS:
-            messages = [{"role": "user", "content": question}]
-            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
-            with torch.no_grad():
-                output = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=NUM_TOKENS)[0].tolist()
-                logits.append(model(torch.tensor([output])).logits[0].numpy())
-            prompts.append(prompt)
-            continuations.append(output[len(prompt) :])
-    return Reference(prompts, continuations, logits)
+    return make_reference(checkpoint, QUESTIONS, NUM_TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +62,6 @@ def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS)
-
-
-def assert_parity(reference: Reference, tokens: list[list[int]]) -> None:
-    """Equal token by token; where a near-tie of the logits parts the two, equal until there."""
-    num_exact = 0
-    for prompt, expected, logits, actual in zip(
-        reference.prompts, reference.continuations, reference.logits, tokens, strict=True
-    ):
-        num_exact += actual == expected
-        if actual != expected:
-            assert_same_tokens(logits[len(prompt) - 1 : -1], prompt, actual[: len(expected)], near_tie=NEAR_TIE)
-    assert num_exact >= len(tokens) - 1, "more than one near-tie: look at the model or the runner"
 
 
 def generate(llm: LLM, prompts: list[list[int]]) -> list[list[int]]:
@@ -116,29 +75,29 @@ def llm(folder: Path) -> Iterator[LLM]:
 
 
 def test_all_in_one_batch(llm: LLM, reference: Reference) -> None:
-    assert_parity(reference, generate(llm, reference.prompts))
+    reference.check(generate(llm, reference.prompts))
     assert llm.stats().num_steps < 4 * NUM_TOKENS, "they did not run together"
 
 
 def test_one_at_a_time(llm: LLM, reference: Reference) -> None:
-    assert_parity(reference, [generate(llm, [prompt])[0] for prompt in reference.prompts])
+    reference.check([generate(llm, [prompt])[0] for prompt in reference.prompts])
 
 
 def test_one_at_a_time_without_a_prefix_cache(folder: Path, reference: Reference) -> None:
     with LLM(str(folder), enable_prefix_caching=False) as llm:
-        assert_parity(reference, [generate(llm, [prompt])[0] for prompt in reference.prompts])
+        reference.check([generate(llm, [prompt])[0] for prompt in reference.prompts])
         assert llm.stats().prefix_cache_hits == 0
 
 
 def test_with_prompts_cut_into_chunks(folder: Path, reference: Reference) -> None:
     assert any(len(prompt) > 16 for prompt in reference.prompts)
     with LLM(str(folder), max_num_batched_tokens=16, max_num_seqs=16) as llm:
-        assert_parity(reference, generate(llm, reference.prompts))
+        reference.check(generate(llm, reference.prompts))
 
 
 def test_with_requests_preempted(folder: Path, reference: Reference) -> None:
     with LLM(str(folder), max_model_len=128, block_size=8, num_kv_blocks=40) as llm:
-        assert_parity(reference, generate(llm, reference.prompts))
+        reference.check(generate(llm, reference.prompts))
         assert llm.stats().num_preemptions > 0
 
 
@@ -146,13 +105,13 @@ def test_on_a_warm_prefix_cache(folder: Path, reference: Reference) -> None:
     with LLM(str(folder), block_size=8) as llm:
         generate(llm, reference.prompts)
         outputs = llm.generate(reference.prompts, GREEDY)
-        assert_parity(reference, [output.outputs[0].token_ids for output in outputs])
+        reference.check([output.outputs[0].token_ids for output in outputs])
         assert all(output.num_cached_tokens for output in outputs)
 
 
 def test_with_tokens_guessed_and_verified(folder: Path, reference: Reference) -> None:
     with LLM(str(folder), speculative_config={"max_num_seqs": 8, "prompt_lookup_min": 1}) as llm:
-        assert_parity(reference, [generate(llm, [prompt])[0] for prompt in reference.prompts])
+        reference.check([generate(llm, [prompt])[0] for prompt in reference.prompts])
         assert llm.stats().num_accepted_tokens > 0
 
 
@@ -177,7 +136,7 @@ def test_from_the_checkpoint_through_chat(
     with LLM(str(checkpoint)) as llm:
         outputs = llm.chat([[{"role": "user", "content": question}] for question in QUESTIONS], GREEDY)
     assert [output.prompt_token_ids for output in outputs] == reference.prompts, "template or tokenizer differ"
-    assert_parity(reference, [output.outputs[0].token_ids for output in outputs])
+    reference.check([output.outputs[0].token_ids for output in outputs])
     assert outputs[0].outputs[0].text == "The capital of France is Paris."
     assert outputs[0].outputs[0].finish_reason == "stop"
 
