@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "LAST_SAMPLED",
     "SAMPLING_ROW",
     "Batch",
     "LogitsEdits",
@@ -40,6 +41,10 @@ UInt32Array = npt.NDArray[np.uint32]
 
 SAMPLING_ROW = np.dtype([("temperature", "<f4"), ("top_k", "<i4"), ("top_p", "<f4"), ("min_p", "<f4"), ("seed", "<u8")])
 """How one wanted row is sampled. temperature 0 = greedy; top_k 0, top_p 1 and min_p 0 = off."""
+
+LAST_SAMPLED = -1
+"""In `Batch.token_ids`: the token that the step submitted just before this one samples for the sequence, and that the
+engine does not know yet. Only a runner that declares `overlaps` is given it."""
 
 LogitsProcessor = Callable[[list[int], Float32Array], Float32Array]
 """A user's own edit: (token ids generated so far, logits (vocab_size,)) -> logits (vocab_size,).
@@ -131,7 +136,8 @@ class Batch:
 
     seq_ids: S ids that stay the same for a sequence's whole life.
     released_seq_ids: sequences finished, aborted or preempted since the last step: their state may be dropped.
-    token_ids: int64 (T,). positions: int64 (T,).
+    token_ids: int64 (T,); LAST_SAMPLED only as the last token of a sequence, and only for a runner that overlaps.
+    positions: int64 (T,).
     query_start: int32 (S + 1,); sequence i owns tokens query_start[i] .. query_start[i + 1], at least one.
     context_lens: int32 (S,), tokens already in the KV cache before this step.
     block_tables: int32 (S, max_blocks), padded with 0; entries past a sequence's length are never read.
