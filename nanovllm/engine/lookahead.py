@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 from nanovllm.batch import LAST_SAMPLED
 from nanovllm.engine.scheduler import Schedule
-from nanovllm.engine.sequence import Sequence, SequenceStatus
 
 __all__ = ["can_look_ahead", "looking_ahead"]
 
@@ -28,25 +27,15 @@ def can_look_ahead(step: Schedule) -> bool:
 
 @contextmanager
 def looking_ahead(step: Schedule) -> Iterator[None]:
-    """Inside, `step` counts as computed. A sequence whose last token it samples has nothing left to compute; one that
-    has ended since it was scheduled is left alone."""
-    before = []
-    for seq, num_new in zip(step.sequences, step.num_new_tokens, strict=True):
-        if seq.status is SequenceStatus.RUNNING:
-            before.append((seq, seq.num_computed_tokens, seq.num_tokens, seq.prompt_rows_done))
-            _advance(seq, num_new)
+    """Inside, `step` counts as computed. A sequence whose last token it samples has nothing left to compute."""
+    before = [(seq, seq.num_computed_tokens, len(seq.token_ids)) for seq in step.sequences]
     try:
+        for (seq, num_computed, num_tokens), num_new in zip(before, step.num_new_tokens, strict=True):
+            seq.num_computed_tokens = num_computed + num_new
+            if seq.num_computed_tokens == num_tokens and seq.num_output_tokens + 1 < seq.max_tokens:
+                seq.token_ids.append(LAST_SAMPLED)
         yield
     finally:
-        for seq, num_computed_tokens, num_tokens, prompt_rows_done in before:
-            seq.num_computed_tokens = num_computed_tokens
-            seq.prompt_rows_done = prompt_rows_done
+        for seq, num_computed, num_tokens in before:
+            seq.num_computed_tokens = num_computed
             del seq.token_ids[num_tokens:]
-
-
-def _advance(seq: Sequence, num_new_tokens: int) -> None:
-    seq.num_computed_tokens += num_new_tokens
-    if seq.wants_prompt_rows:
-        seq.prompt_rows_done = min(seq.num_computed_tokens, seq.num_prompt_tokens - 1)
-    if seq.num_computed_tokens == seq.num_tokens and seq.num_output_tokens + 1 < seq.max_tokens:
-        seq.token_ids.append(LAST_SAMPLED)

@@ -182,7 +182,8 @@ class Scheduler:
                 continue
             seq.num_computed_tokens += num_new
             if not seq.is_plain and seq.wants_prompt_rows:
-                seq.prompt_rows_done = min(seq.num_computed_tokens, seq.num_prompt_tokens - 1)
+                num_rows_done = min(seq.num_computed_tokens, seq.num_prompt_tokens - 1)
+                seq.prompt_rows_done = max(seq.prompt_rows_done, num_rows_done)  # it may be computed again
             if seq.draft_token_ids:
                 token_ids = self._verify_drafts(seq, token_ids)
             reason = None
