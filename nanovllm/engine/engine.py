@@ -220,9 +220,10 @@ class LLMEngine:
         now = self._clock()
         changed: list[Request] = []
         for seq in schedule.sequences:
-            completion = self._completions.get(seq.seq_id)
-            if completion is None:
-                continue  # its request ended while the step was under way
+            try:
+                completion = self._completions[seq.seq_id]
+            except KeyError:  # its request ended while the step was under way
+                continue
             request = completion.request
             num_new_tokens = completion.num_new_tokens
             if num_new_tokens:
