@@ -31,6 +31,7 @@ __all__ = [
     "SamplingBatch",
     "StepOutput",
     "TokenMask",
+    "last_sampled_rows",
 ]
 
 Float32Array = npt.NDArray[np.float32]
@@ -171,6 +172,23 @@ class Batch:
     @property
     def num_logits(self) -> int:
         return len(self.logits_indices)
+
+
+def last_sampled_rows(batch: Batch, before: Batch) -> tuple[Int64Array, Int64Array]:
+    """Where `batch` leaves a token unknown, and what samples it: packed token indices and, for each, a row of logits of
+    `before`, which was submitted just before; both int64 (n,).
+
+    So a runner that has the sampled token of every row at hand, on its device, writes
+    `token_ids[indices] = sampled[rows]`. Raises KeyError where `before` does not hold the sequence.
+    """
+    indices = np.flatnonzero(batch.token_ids == LAST_SAMPLED)
+    owners = np.searchsorted(batch.query_start, indices, side="right") - 1
+    if batch.seq_ids == before.seq_ids:
+        places = owners
+    else:
+        place_of = {seq_id: place for place, seq_id in enumerate(before.seq_ids)}
+        places = np.array([place_of[batch.seq_ids[owner]] for owner in owners.tolist()], np.int64)
+    return indices, before.logits_start[places + 1].astype(np.int64) - 1
 
 
 @dataclass(frozen=True, slots=True)

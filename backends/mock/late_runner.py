@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from backends.mock.runner import MockRunner
-from nanovllm.batch import LAST_SAMPLED
 from nanovllm.errors import BackendError
-from nanovllm.plugins import Batch, PendingStep, StepOutput
+from nanovllm.plugins import LAST_SAMPLED, Batch, PendingStep, StepOutput, last_sampled_rows
 
 __all__ = ["LateMockRunner"]
 
 
 @dataclass(slots=True, eq=False)
 class _LateStep:
-    """A step that waits to be computed, and then its outcome."""
+    """A step that waits to be computed, and then its outcome. before: the batch that was submitted before it."""
 
     runner: "LateMockRunner"
     batch: Batch
+    before: Batch | None
     outcome: list[StepOutput | Exception] = field(default_factory=list)
 
     def result(self) -> StepOutput:
@@ -42,10 +42,12 @@ class LateMockRunner(MockRunner):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._queue: deque[_LateStep] = deque()
-        self._last_sampled: dict[int, int] = {}  # by sequence id: what the latest step sampled
+        self._latest: Batch | None = None
+        self._sampled = np.zeros(0, np.int64)  # (num_logits,) of the step computed last
 
     def submit(self, batch: Batch) -> PendingStep:
-        step = _LateStep(self, batch)
+        step = _LateStep(self, batch, self._latest)
+        self._latest = batch
         self._queue.append(step)
         return step
 
@@ -53,27 +55,29 @@ class LateMockRunner(MockRunner):
         """Computes the steps that were submitted, in their order, until `step` is done."""
         while not step.outcome:
             first = self._queue.popleft()
-            first.outcome.append(self._outcome(first.batch))
+            try:
+                first.outcome.append(self._compute(first))
+            except Exception as error:
+                self._sampled = np.full(first.batch.num_logits, LAST_SAMPLED)
+                first.outcome.append(error)
 
-    def _outcome(self, batch: Batch) -> StepOutput | Exception:
-        last_sampled, self._last_sampled = self._last_sampled, {}
-        try:
-            output = self.execute(_filled_in(batch, last_sampled))
-        except Exception as error:
-            return error
-        sampled = zip(batch.seq_ids, output.token_ids, strict=True)
-        self._last_sampled = {seq_id: token_ids[-1] for seq_id, token_ids in sampled if token_ids}
+    def _compute(self, step: _LateStep) -> StepOutput:
+        batch = step.batch
+        if LAST_SAMPLED in batch.token_ids:
+            batch = replace(batch, token_ids=self._filled_in(batch, step.before))
+        output = self.execute(batch)
+        self._sampled = np.full(batch.num_logits, LAST_SAMPLED)
+        for token_ids, end in zip(output.token_ids, batch.logits_start[1:].tolist(), strict=True):
+            if token_ids:
+                self._sampled[end - 1] = token_ids[-1]
         return output
 
-
-def _filled_in(batch: Batch, last_sampled: dict[int, int]) -> Batch:
-    """`batch` with the tokens that the step before sampled."""
-    token_ids = batch.token_ids.copy()
-    unknown = np.flatnonzero(token_ids == LAST_SAMPLED)
-    owners = np.searchsorted(batch.query_start, unknown, side="right") - 1
-    for index, owner in zip(unknown.tolist(), owners.tolist(), strict=True):
-        seq_id = batch.seq_ids[owner]
-        if seq_id not in last_sampled:
-            raise BackendError(f"sequence {seq_id} goes on from a token that the step before did not sample")
-        token_ids[index] = last_sampled[seq_id]
-    return replace(batch, token_ids=token_ids)
+    def _filled_in(self, batch: Batch, before: Batch | None) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The tokens of `batch`, with what the step before sampled."""
+        token_ids = batch.token_ids.copy()
+        if before is not None:
+            indices, rows = last_sampled_rows(batch, before)
+            token_ids[indices] = self._sampled[rows]
+        if LAST_SAMPLED in token_ids:
+            raise BackendError("a sequence goes on from a token that the step before did not sample")
+        return token_ids

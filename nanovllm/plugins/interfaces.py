@@ -83,10 +83,12 @@ class ModelRunner(ABC):
 
         - Steps take effect in the order in which they were submitted: blocks, too, pass from one sequence to another
           in that order.
-        - A token LAST_SAMPLED (-1) is the one that the step submitted just before this one samples for that sequence.
+        - A token LAST_SAMPLED (-1) is the one that the step submitted just before this one samples for that sequence;
+          `last_sampled_rows` says which row that is.
         - Every sampled row gets one token, no more.
-        - A step whose predecessor failed is never used: what it computes, or raises, is of no matter, and its tokens
-          come again, at the same slots. The same goes for rows of sequences that turn out to have ended.
+        - A step whose predecessor failed is never used: what it computes, or raises, is of no matter, as long as its
+          result comes; its tokens come again, at the same slots, and so do its releases. The rows of sequences that
+          turn out to have ended are never used either.
         """
         return _Done(self.execute(batch))
 

@@ -20,7 +20,7 @@ from nanovllm import (
 )
 from nanovllm.batch import LAST_SAMPLED, Batch, StepOutput
 from nanovllm.engine.engine import LLMEngine
-from nanovllm.plugins import PendingStep
+from nanovllm.plugins import PendingStep, last_sampled_rows
 from nanovllm.plugins.manager import PluginManager
 from nanovllm.testing import make_engine, run_requests
 
@@ -518,3 +518,17 @@ def test_a_token_that_the_step_before_did_not_sample_is_an_error_of_the_late_moc
     other.allocate_kv_cache(16, 4)
     with pytest.raises(BackendError, match="did not sample"):
         other.submit(runner.batches[1]).result()
+
+
+def test_the_rows_that_sample_unknown_tokens_are_those_of_the_same_sequences_in_the_step_before() -> None:
+    runner = Diary()
+    engine = engine_of(runner)
+    for i in range(4):
+        add(engine, str(i), [i + 1] * 2, replace(GREEDY, max_tokens=1 if i == 1 else 4))
+    engine.step()
+    before, batch = runner.batches
+    assert batch.seq_ids == [0, 2, 3]
+    indices, rows = last_sampled_rows(batch, before)
+    assert (indices.tolist(), rows.tolist()) == ([0, 1, 2], [0, 2, 3])
+    with pytest.raises(KeyError):
+        last_sampled_rows(batch, replace(before, seq_ids=[5, 6, 7, 8]))
