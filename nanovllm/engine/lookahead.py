@@ -18,10 +18,11 @@ __all__ = ["can_look_ahead", "looking_ahead"]
 def can_look_ahead(step: Schedule) -> bool:
     """Whether the step after `step` can be prepared without the tokens that `step` samples.
 
-    It cannot where one of them decides what happens to the logits of the next: penalties, masks, bad words, processors.
+    It cannot where one of them decides what happens to the logits of the next: penalties, grammars, processors.
     """
     return step.is_plain or not any(
-        seq.edits is not None and num_logits for seq, num_logits in zip(step.sequences, step.num_logits, strict=True)
+        num_logits and seq.edits is not None and seq.edits.follow_output
+        for seq, num_logits in zip(step.sequences, step.num_logits, strict=True)
     )
 
 

@@ -155,11 +155,11 @@ def test_without_async_scheduling_no_step_overlaps_another() -> None:
     "params",
     [
         replace(GREEDY, repetition_penalty=1.3),
-        replace(GREEDY, min_tokens=4),
+        replace(GREEDY, bad_words=["60 39", "27 7"]),
         replace(GREEDY, logits_processors=[lambda output, logits: logits * len(output)]),
         replace(GREEDY, ignore_eos=False, structured_outputs=StructuredOutputsParams(regex="([1-9] ){3,6}")),
     ],
-    ids=["penalty", "min_tokens", "processor", "structured output"],
+    ids=["penalty", "bad words", "processor", "structured output"],
 )
 def test_a_step_waits_for_a_token_that_decides_what_may_come_next(params: SamplingParams) -> None:
     runner = Diary()
@@ -170,6 +170,33 @@ def test_a_step_waits_for_a_token_that_decides_what_may_come_next(params: Sampli
     num_steps = len(plain[0].outputs[0].token_ids)
     assert num_unknown(runner.batches[:num_steps]) == [0] * num_steps
     assert num_unknown(runner.batches[num_steps + 2 :]) == [1] * (20 - num_steps - 2)  # once it is gone
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        replace(GREEDY, logit_bias={7: 2.0, 39: -100.0}),
+        replace(GREEDY, allowed_token_ids=list(range(50))),
+        replace(GREEDY, bad_words=["7", "39", "61"]),
+    ],
+    ids=["bias", "allowed tokens", "bad words of one token"],
+)
+def test_edits_that_stay_the_same_hold_up_no_step(params: SamplingParams) -> None:
+    runner = Diary()
+    (output,) = run_requests(engine_of(runner), [[1, 2]], params)
+    (plain,) = run_requests(engine_of(MockRunner(vocab_size=VOCAB_SIZE, max_model_len=64)), [[1, 2]], params)
+    assert output.outputs == plain.outputs
+    assert output.outputs[0].token_ids != predicted([1, 2])
+    assert num_unknown(runner.batches) == [0, *[1] * 7]
+
+
+def test_min_tokens_holds_up_steps_until_there_are_as_many() -> None:
+    runner = Diary()
+    params = replace(GREEDY, min_tokens=3, stop_token_ids=predicted([1, 2]))
+    (output,) = run_requests(engine_of(runner), [[1, 2]], params)
+    (plain,) = run_requests(engine_of(MockRunner(vocab_size=VOCAB_SIZE, max_model_len=64)), [[1, 2]], params)
+    assert output.outputs == plain.outputs
+    assert num_unknown(runner.batches)[:5] == [0, 0, 0, 0, 1]
 
 
 def test_what_is_guessed_ahead_is_not_scheduled_ahead() -> None:

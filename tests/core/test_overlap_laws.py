@@ -86,9 +86,11 @@ edited_params = st.builds(
     seed=st.integers(0, 2),
     max_tokens=st.integers(3, 12),
     min_tokens=st.sampled_from([0, 3]),
-    presence_penalty=st.sampled_from([0.7, 1.5]),
-    logit_bias=st.just({POISON: -100.0}),
-    structured_outputs=st.sampled_from([None, None, StructuredOutputsParams(regex="([1-9] ){2,5}")]),
+    presence_penalty=st.sampled_from([0.0, 0.0, 0.7]),
+    bad_words=st.sampled_from([None, ["5 "], ["2 3 "]]),
+    allowed_token_ids=st.sampled_from([None, list(range(11))]),
+    logit_bias=st.just({POISON: -100.0, 3: 2.0}),
+    structured_outputs=st.sampled_from([None, None, None, StructuredOutputsParams(regex="([1-9] ){2,5}")]),
 )
 
 
