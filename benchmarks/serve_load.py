@@ -31,7 +31,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def _time_engine(times: _Times) -> None:
     from nanovllm.engine.engine import LLMEngine
     from nanovllm.engine.execution import StepExecutor
 
-    step, run = LLMEngine.step, StepExecutor._run
+    step = LLMEngine.step
     end_s: float | None = None
 
     def timed_step(self: LLMEngine) -> Any:
@@ -134,16 +134,20 @@ def _time_engine(times: _Times) -> None:
         end_s = end if self.has_unfinished_requests else None
         return outputs
 
-    def timed_run(self: StepExecutor, batch: Any) -> Any:
-        start, cpu = time.perf_counter(), time.thread_time()
-        try:
-            return run(self, batch)
-        finally:
-            times.model_s += time.perf_counter() - start
-            times.model_cpu_s += time.thread_time() - cpu
+    def timed_model(run: Callable[..., Any]) -> Callable[..., Any]:
+        def timed_run(*arguments: Any) -> Any:
+            start, cpu = time.perf_counter(), time.thread_time()
+            try:
+                return run(*arguments)
+            finally:
+                times.model_s += time.perf_counter() - start
+                times.model_cpu_s += time.thread_time() - cpu
+
+        return timed_run
 
     LLMEngine.step = timed_step  # type: ignore[method-assign]
-    StepExecutor._run = timed_run  # type: ignore[method-assign]
+    StepExecutor._submit = timed_model(StepExecutor._submit)  # type: ignore[method-assign]
+    StepExecutor._result = timed_model(StepExecutor._result)  # type: ignore[method-assign]
 
 
 # -- this process -----------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "LAST_SAMPLED",
     "SAMPLING_ROW",
     "Batch",
     "LogitsEdits",
@@ -30,6 +31,7 @@ __all__ = [
     "SamplingBatch",
     "StepOutput",
     "TokenMask",
+    "last_sampled_rows",
 ]
 
 Float32Array = npt.NDArray[np.float32]
@@ -40,6 +42,10 @@ UInt32Array = npt.NDArray[np.uint32]
 
 SAMPLING_ROW = np.dtype([("temperature", "<f4"), ("top_k", "<i4"), ("top_p", "<f4"), ("min_p", "<f4"), ("seed", "<u8")])
 """How one wanted row is sampled. temperature 0 = greedy; top_k 0, top_p 1 and min_p 0 = off."""
+
+LAST_SAMPLED = -1
+"""In `Batch.token_ids`: the token that the step submitted just before this one samples for the sequence, and that the
+engine does not know yet. Only a runner that declares `overlaps` is given it."""
 
 LogitsProcessor = Callable[[list[int], Float32Array], Float32Array]
 """A user's own edit: (token ids generated so far, logits (vocab_size,)) -> logits (vocab_size,).
@@ -131,7 +137,8 @@ class Batch:
 
     seq_ids: S ids that stay the same for a sequence's whole life.
     released_seq_ids: sequences finished, aborted or preempted since the last step: their state may be dropped.
-    token_ids: int64 (T,). positions: int64 (T,).
+    token_ids: int64 (T,); LAST_SAMPLED only as the last token of a sequence, and only for a runner that overlaps.
+    positions: int64 (T,).
     query_start: int32 (S + 1,); sequence i owns tokens query_start[i] .. query_start[i + 1], at least one.
     context_lens: int32 (S,), tokens already in the KV cache before this step.
     block_tables: int32 (S, max_blocks), padded with 0; entries past a sequence's length are never read.
@@ -165,6 +172,23 @@ class Batch:
     @property
     def num_logits(self) -> int:
         return len(self.logits_indices)
+
+
+def last_sampled_rows(batch: Batch, before: Batch) -> tuple[Int64Array, Int64Array]:
+    """Where `batch` leaves a token unknown, and what samples it: packed token indices and, for each, a row of logits of
+    `before`, which was submitted just before; both int64 (n,).
+
+    So a runner that has the sampled token of every row at hand, on its device, writes
+    `token_ids[indices] = sampled[rows]`. Raises KeyError where `before` does not hold the sequence.
+    """
+    indices = np.flatnonzero(batch.token_ids == LAST_SAMPLED)
+    owners = np.searchsorted(batch.query_start, indices, side="right") - 1
+    if batch.seq_ids == before.seq_ids:
+        places = owners
+    else:
+        place_of = {seq_id: place for place, seq_id in enumerate(before.seq_ids)}
+        places = np.array([place_of[batch.seq_ids[owner]] for owner in owners.tolist()], np.int64)
+    return indices, before.logits_start[places + 1].astype(np.int64) - 1
 
 
 @dataclass(frozen=True, slots=True)

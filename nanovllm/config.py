@@ -74,6 +74,8 @@ class EngineConfig:
     default 256, or twice max_num_seqs where that is more.
     enable_prefix_caching, enable_chunked_prefill, scheduling_policy ("fcfs" or "priority"): as vLLM's.
     priority_aging_steps: steps of waiting that are worth one level of priority, so that nothing starves.
+    async_scheduling: whether the next step is prepared and submitted while the runner computes one, where the tokens
+    are not needed for that; None: where the backend can; True: an error where it cannot.
     speculative_config: guesses at the next tokens, verified at once; `from_options` takes a mapping; None = none.
     generation_config: "auto" takes sampling defaults from the model, "none" does not; as vLLM's "auto" and "vllm".
     seed: seed of requests that carry none. num_threads: compute threads; default the physical cores at hand.
@@ -96,6 +98,7 @@ class EngineConfig:
     enable_chunked_prefill: bool = True
     scheduling_policy: SchedulingPolicy = "fcfs"
     priority_aging_steps: int = 1000
+    async_scheduling: bool | None = None
     max_num_logits: int | None = None
     speculative_config: SpeculativeConfig | None = None
     generation_config: GenerationConfig = "auto"
@@ -116,6 +119,13 @@ class EngineConfig:
         for name in ("enable_prefix_caching", "enable_chunked_prefill"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be True or False.")
+        if not isinstance(self.async_scheduling, bool | None):
+            raise ConfigError(f"async_scheduling is {self.async_scheduling!r}; it must be True, False or None.")
+        if self.async_scheduling and self.speculative_config is not None:
+            raise ConfigError(
+                "async_scheduling and speculative_config are both set, but a guess at the next tokens needs the last "
+                "one to be known. Leave one of them out."
+            )
         if not isinstance(self.backend_options, Mapping):
             raise ConfigError(f"backend_options is {self.backend_options!r}; it must be a mapping of names to values.")
         for name in self.backend_options:

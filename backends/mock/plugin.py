@@ -3,15 +3,20 @@
 from collections.abc import Iterable
 
 from nanovllm.config import EngineConfig
+from nanovllm.errors import ConfigError
 from nanovllm.plugins import ModelRunner, ModelRunnerPlugin, ModelSource, Tokenizer, TokenizerPlugin, Verdict, hookimpl
 
 _BY_NAME_ONLY = Verdict(False, "it is used only where it is named")
 
 
 def _make_runner(source: ModelSource, config: EngineConfig) -> ModelRunner:
+    from backends.mock.late_runner import LateMockRunner
     from backends.mock.runner import MockRunner
 
-    return MockRunner.from_config(source, config)
+    overlap = config.backend_options.get("overlap", False)
+    if not isinstance(overlap, bool):
+        raise ConfigError(f"the mock backend's option overlap is {overlap!r}; it must be True or False.")
+    return (LateMockRunner if overlap else MockRunner).from_config(source, config)
 
 
 def _make_tokenizer(source: ModelSource) -> Tokenizer:

@@ -40,7 +40,8 @@ def _target(state: int, vocab_size: int) -> int:
 
 class MockRunner(LogitsModelRunner):
     """Options (`backend_options`): vocab_size; check (default True: read back and check the whole context, else trust
-    the engine and hash only the last token and its position, which costs the same for any context length)."""
+    the engine and hash only the last token and its position, which costs the same for any context length); overlap
+    (default False: compute each step when it is submitted, else as `backends.mock.late_runner` says)."""
 
     def __init__(
         self,
@@ -69,11 +70,14 @@ class MockRunner(LogitsModelRunner):
 
     @classmethod
     def from_config(cls, source: ModelSource, config: EngineConfig) -> "MockRunner":
-        options = dict(config.backend_options)
+        """A runner as `backend_options` say, without the option overlap, which chooses the class."""
+        options = {name: value for name, value in config.backend_options.items() if name != "overlap"}
         check = options.pop("check", True)
         vocab_size = options.pop("vocab_size", None) or _vocab_size_of(source.folder) or DEFAULT_VOCAB_SIZE
         if options:
-            raise ConfigError(f"the mock backend has no option {next(iter(options))!r}; it has vocab_size and check.")
+            raise ConfigError(
+                f"the mock backend has no option {next(iter(options))!r}; it has overlap, vocab_size and check."
+            )
         if not isinstance(vocab_size, int) or vocab_size < 2:
             raise ConfigError(f"vocab_size is {vocab_size!r}; it must be an integer of at least 2.")
         return cls(vocab_size=vocab_size, check=bool(check))

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import xxhash
 
+from nanovllm.batch import LAST_SAMPLED
 from nanovllm.engine.sequence import Sequence
 
 __all__ = ["BlockManager", "PrefixMatch"]
@@ -33,7 +34,7 @@ __all__ = ["BlockManager", "PrefixMatch"]
 class PrefixMatch:
     """What the cache holds of a sequence's prefix: block ids in order, and their serials.
 
-    pending: the next block is being computed by another sequence in the step under way.
+    pending: the next block is being computed by another sequence in a step under way.
     """
 
     block_ids: list[int]
@@ -64,6 +65,7 @@ class BlockManager:
         self._cache: dict[bytes, _Content] = {}  # by hash
         self._content: dict[int, _Content] = {}  # the same records by block id
         self._pending: dict[bytes, int] = {}  # hash -> id of the sequence that computes it in this step
+        self._pending_before: dict[bytes, int] = {}  # the same of the step before, while that is under way too
         self._next_serial = 0
 
     @property
@@ -93,7 +95,8 @@ class BlockManager:
             block_hash = self._block_hash(seq, index)
             content = self._find(block_hash, self._block_tokens(seq, index), parent)
             if content is None:
-                return PrefixMatch(block_ids, serials, block_hash in self._pending)
+                is_pending = block_hash in self._pending or block_hash in self._pending_before
+                return PrefixMatch(block_ids, serials, is_pending)
             block_ids.append(content.block_id)
             serials.append(content.serial)
             parent = content.serial
@@ -107,15 +110,24 @@ class BlockManager:
             seq.cached_serials.append(self._publish_block(seq, index))
 
     def mark_pending(self, seq: Sequence, num_tokens: int) -> None:
-        """Declares that the step under way computes `seq` up to `num_tokens`, so that others wait for those blocks."""
+        """Declares that the step under way computes `seq` up to `num_tokens`, so that others wait for those blocks.
+
+        A block has no name yet where its last token is still unknown: nobody waits for that one.
+        """
         if not self.enable_prefix_caching:
             return
+        num_tokens -= seq.token_ids[num_tokens - 1] == LAST_SAMPLED
         for index in range(seq.num_computed_tokens // self.block_size, num_tokens // self.block_size):
             self._pending.setdefault(self._block_hash(seq, index), seq.seq_id)
 
     def clear_pending(self) -> None:
-        """The step under way has ended."""
-        self._pending.clear()
+        """No step is under way any more."""
+        self._pending = {}
+        self._pending_before = {}
+
+    def age_pending(self) -> None:
+        """Another step is prepared while the last one is under way; the one before that has ended."""
+        self._pending, self._pending_before = {}, self._pending
 
     def _publish_block(self, seq: Sequence, index: int) -> int:
         """Serial of the cached content equal to block `index` of `seq`, entered now if it was not there."""

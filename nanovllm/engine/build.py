@@ -67,12 +67,15 @@ def assemble_engine(
     """An engine around a runner whose KV cache is sized and allocated here; by default from the machine's memory."""
     _check_speculation(runner, config, kv)
     _check_kv_cache_dtype(runner, config)
+    overlap = _overlap(runner, config, kv)
     free = available_memory_bytes() if free_memory_bytes is None else free_memory_bytes
     geometry = plan_kv_cache(runner, config, kv, free)
     runner.allocate_kv_cache(geometry.num_blocks, geometry.block_size)
     caching = config.enable_prefix_caching and kv == "paged"
     blocks = BlockManager(geometry.num_blocks, geometry.block_size, enable_prefix_caching=caching)
-    return LLMEngine(runner, tokenizer, blocks, config, geometry.max_model_len, isolate_failures=kv == "paged")
+    return LLMEngine(
+        runner, tokenizer, blocks, config, geometry.max_model_len, isolate_failures=kv == "paged", overlap=overlap
+    )
 
 
 def _check_speculation(runner: ModelRunner, config: EngineConfig, kv: KVMode) -> None:
@@ -80,6 +83,17 @@ def _check_speculation(runner: ModelRunner, config: EngineConfig, kv: KVMode) ->
         raise ConfigError(
             "speculative_config is set, but this backend cannot take back a token that was guessed wrong. Leave it out."
         )
+
+
+def _overlap(runner: ModelRunner, config: EngineConfig, kv: KVMode) -> bool:
+    """Whether steps are submitted ahead: a step may have to be taken back, which only blocks allow."""
+    can_overlap = runner.overlaps and kv == "paged"
+    if config.async_scheduling and not can_overlap:
+        raise ConfigError(
+            "async_scheduling is True, but this backend takes a step only when the one before has been computed. Leave "
+            "it out."
+        )
+    return can_overlap and config.async_scheduling is not False and config.speculative_config is None
 
 
 def _check_kv_cache_dtype(runner: ModelRunner, config: EngineConfig) -> None:

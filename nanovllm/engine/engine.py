@@ -1,7 +1,11 @@
 """LLMEngine: requests in, outputs out, one step at a time.
 
 Its collaborators are passed in (`nanovllm.engine.build` wires them). Not thread-safe, but for `prepare`: one thread
-adds, steps and aborts. A step is: propose, schedule, execute, update, emit.
+adds, steps and aborts. A step is: propose, schedule, execute, update, emit. Where the runner overlaps, the next step is
+scheduled and submitted before this one is waited for:
+
+    engine   schedule N+1 | wait for N | update, emit N | schedule N+2 | wait for N+1 | ...
+    runner   -------- N --------->|------------ N+1 ------------------------>|------ N+2 ...
 """
 
 import time
@@ -13,8 +17,9 @@ from itertools import pairwise
 from nanovllm.batch import RowLogprobs
 from nanovllm.config import EngineConfig
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.execution import Execution, StepExecutor
+from nanovllm.engine.execution import Execution, StepExecutor, SubmittedStep
 from nanovllm.engine.intake import Intake
+from nanovllm.engine.lookahead import can_look_ahead, looking_ahead
 from nanovllm.engine.request import Completion, Request, read_logprobs
 from nanovllm.engine.scheduler import Schedule, Scheduler
 from nanovllm.engine.sequence import Sequence, SequenceStatus
@@ -32,7 +37,8 @@ class LLMEngine:
     """The engine. `block_manager` and `runner` agree on the number and size of blocks.
 
     max_model_len: longest prompt + output in tokens; a sequence of that length fits the block manager.
-    isolate_failures: whether a failed step may be executed again in parts. clock: seconds.
+    isolate_failures: whether a failed step may be executed again in parts. overlap: whether the next step is submitted
+    before the tokens of the last one are known, wherever they are not needed. clock: seconds.
     """
 
     def __init__(
@@ -44,6 +50,7 @@ class LLMEngine:
         max_model_len: int,
         *,
         isolate_failures: bool = True,
+        overlap: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tokenizer = tokenizer
@@ -54,6 +61,8 @@ class LLMEngine:
         self._executor = StepExecutor(runner, block_manager.block_size, isolate=isolate_failures)
         self._intake = Intake(runner, tokenizer, config, max_model_len)
         self._proposer = None if config.speculative_config is None else NgramProposer(config.speculative_config)
+        self._overlaps = overlap
+        self._ahead: SubmittedStep | None = None  # the next step, where it is under way already
         self._clock = clock
         self._completions: dict[int, Completion] = {}  # by sequence id, until its request is forgotten
         self._requests: dict[str, Request] = {}
@@ -132,21 +141,37 @@ class LLMEngine:
         Where the runner fails, the requests that it fails on end with an output whose `error` says why; the others go
         on. Nothing that a runner does is raised here.
         """
-        if self._proposer is not None:
-            self._proposer.propose(self._scheduler.running)
-        schedule = self._scheduler.schedule()
-        if schedule is None:
+        step, self._ahead = self._ahead or self._start(), None
+        if step is None:
             return []
-        self._note_start(schedule)
-        execution = self._executor.execute(schedule)
-        if execution.has_failed:
-            self._scheduler.release_again(schedule.released)
+        schedule = step.schedule
+        execution = self._executor.finish(step, self._start_ahead(step) if self._overlaps else None)
+        self._ahead = execution.ahead
+        self._scheduler.release_again(execution.unreported)
         for index, error in execution.errors.items():
             self._fail(schedule.sequences[index], error)
         for seq, refusal in self._scheduler.update(schedule, execution.output).items():
             self._fail(seq, refusal)
         self._take_logprobs(schedule, execution)
         return self._emit(schedule)
+
+    def _start(self) -> SubmittedStep | None:
+        if self._proposer is not None:
+            self._proposer.propose(self._scheduler.running)
+        schedule = self._scheduler.schedule()
+        return None if schedule is None else self._submit(schedule)
+
+    def _start_ahead(self, step: SubmittedStep) -> SubmittedStep | None:
+        """Starts the step after `step`, whose tokens are not known; None where it has to wait for them."""
+        if step.is_refused or not can_look_ahead(step.schedule):
+            return None
+        with looking_ahead(step.schedule):
+            schedule = self._scheduler.schedule_ahead()
+            return None if schedule is None else self._submit(schedule)
+
+    def _submit(self, schedule: Schedule) -> SubmittedStep:
+        self._note_start(schedule)
+        return self._executor.submit(schedule)
 
     def _note_start(self, schedule: Schedule) -> None:
         self._num_steps += 1
@@ -175,8 +200,8 @@ class LLMEngine:
         if rows is None:
             return
         for index, (start, end) in enumerate(pairwise(execution.batch.logits_start.tolist())):
-            completion = self._completions[schedule.sequences[index].seq_id]
-            if index in execution.errors:
+            completion = self._completions.get(schedule.sequences[index].seq_id)
+            if completion is None or index in execution.errors:
                 continue
             num_targets = 0 if targets is None else int((targets[start:end] >= 0).sum())
             if num_targets:
@@ -195,7 +220,10 @@ class LLMEngine:
         now = self._clock()
         changed: list[Request] = []
         for seq in schedule.sequences:
-            completion = self._completions[seq.seq_id]
+            try:
+                completion = self._completions[seq.seq_id]
+            except KeyError:  # its request ended while the step was under way
+                continue
             request = completion.request
             num_new_tokens = completion.num_new_tokens
             if num_new_tokens:
@@ -264,5 +292,8 @@ class LLMEngine:
         """Ends every request and closes the runner."""
         for request_id in list(self._requests):
             self.abort(request_id)
+        if self._ahead is not None:
+            self._executor.discard(self._ahead)
+            self._ahead = None
         self._intake.close()
         self._runner.close()

@@ -1,32 +1,52 @@
-"""Executes a schedule on the runner, and where that fails finds out which sequences are to blame.
+"""Executes schedules on the runner, and where a step fails finds out which sequences are to blame.
 
 A step that raises is executed again in halves until those that fail alone are known, so that one request that the
 runner cannot take costs nobody else's answer. Executing a part again is harmless where keys and values are written by
-slot: the same values go to the same places.
+slot: the same values go to the same places. A step that was submitted on top of one that failed is thrown away.
 """
 
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 from nanovllm.batch import Batch, RowLogprobs, StepOutput
 from nanovllm.engine.batch_builder import build_batch
 from nanovllm.engine.scheduler import Schedule
+from nanovllm.engine.sequence import SequenceStatus
 from nanovllm.errors import BackendError
-from nanovllm.plugins.interfaces import ModelRunner
+from nanovllm.plugins.interfaces import ModelRunner, PendingStep
 
-__all__ = ["Execution", "StepExecutor"]
+__all__ = ["Execution", "StepExecutor", "SubmittedStep"]
+
+
+@dataclass(frozen=True, slots=True)
+class SubmittedStep:
+    """A step that the runner has been given; its output is still to come."""
+
+    schedule: Schedule
+    batch: Batch
+    pending: PendingStep
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the runner is known not to compute it."""
+        return isinstance(self.pending, _Refused)
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """What became of a step. errors: by index of the sequence in the schedule; it has no tokens in `output` then.
-    has_failed: no part of it succeeded."""
+    """What became of a step.
+
+    errors: by index of the sequence in the schedule; it has no tokens in `output` then. unreported: sequences whose
+    release the runner may not have heard of. ahead: the step that was submitted after it, unless it is of no use.
+    """
 
     batch: Batch
     output: StepOutput
     errors: dict[int, BackendError] = field(default_factory=dict)
-    has_failed: bool = False
+    unreported: Seq[int] = ()
+    ahead: SubmittedStep | None = None
 
 
 class StepExecutor:
@@ -38,20 +58,37 @@ class StepExecutor:
         self._isolate = isolate
         self._vocab_size = runner.model_info.vocab_size
 
-    def execute(self, schedule: Schedule) -> Execution:
-        """Computes a step. Never raises for what the runner did."""
+    def submit(self, schedule: Schedule) -> SubmittedStep:
+        """Starts a step. Never raises for what the runner did."""
         batch = build_batch(schedule, self._block_size)
-        try:
-            return Execution(batch, self._run(batch))
-        except BackendError as error:
-            parts = _Parts(schedule)
-            self._split(parts, list(range(len(schedule.sequences))), error)
-            has_failed = len(parts.errors) == batch.num_seqs
-            return Execution(batch, parts.joined(), parts.errors, has_failed)
+        return SubmittedStep(schedule, batch, self._submit(batch))
 
-    def _run(self, batch: Batch) -> StepOutput:
+    def finish(self, step: SubmittedStep, ahead: SubmittedStep | None = None) -> Execution:
+        """Waits for a step. ahead: the one that was submitted after it. Never raises for what the runner did."""
         try:
-            output = self._runner.submit(batch).result()
+            return Execution(step.batch, self._result(step.batch, step.pending), ahead=ahead)
+        except BackendError as error:
+            unreported: list[int] = []
+            if ahead is not None:
+                self.discard(ahead)
+                unreported = ahead.schedule.released
+            parts = self._in_parts(step.schedule, error)
+            return Execution(step.batch, parts.joined(), parts.errors, [*parts.unreported, *unreported])
+
+    def discard(self, step: SubmittedStep) -> None:
+        """Waits for a step whose output nobody wants."""
+        with suppress(Exception):
+            step.pending.result()
+
+    def _submit(self, batch: Batch) -> PendingStep:
+        try:
+            return self._runner.submit(batch)
+        except Exception as error:
+            return _Refused(error)
+
+    def _result(self, batch: Batch, pending: PendingStep) -> StepOutput:
+        try:
+            output = pending.result()
         except BackendError:
             raise
         except Exception as error:
@@ -59,8 +96,18 @@ class StepExecutor:
                 f"the model runner failed in a step of {batch.num_seqs} sequences and {batch.num_tokens} tokens: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        _check_output(output, batch, self._vocab_size)
+        _check_output(output, batch, self._vocab_size, may_add=not self._runner.overlaps)
         return output
+
+    def _in_parts(self, schedule: Schedule, error: BackendError) -> "_Parts":
+        """A step that failed, executed again. Sequences that have ended since it was submitted are left out."""
+        parts = _Parts(schedule)
+        live = [i for i, seq in enumerate(schedule.sequences) if seq.status is SequenceStatus.RUNNING]
+        if len(live) == len(schedule.sequences):
+            self._split(parts, live, error)
+        elif live:
+            self._try(parts, live)
+        return parts
 
     def _split(self, parts: "_Parts", indices: list[int], error: BackendError) -> None:
         """The sequences at `indices` failed together: halves them, unless that would go on for ever."""
@@ -70,11 +117,25 @@ class StepExecutor:
             return
         middle = len(indices) // 2
         for half in (indices[:middle], indices[middle:]):
-            try:
-                part = parts.schedule.part(half, parts.unreported)
-                parts.put(half, self._run(build_batch(part, self._block_size)))
-            except BackendError as half_error:
-                self._split(parts, half, half_error)
+            self._try(parts, half)
+
+    def _try(self, parts: "_Parts", indices: list[int]) -> None:
+        """Executes the sequences at `indices` together, and in parts where that fails."""
+        try:
+            batch = build_batch(parts.schedule.part(indices, parts.unreported), self._block_size)
+            parts.put(indices, self._result(batch, self._submit(batch)))
+        except BackendError as error:
+            self._split(parts, indices, error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A step that could not even be submitted."""
+
+    error: Exception
+
+    def result(self) -> StepOutput:
+        raise self.error
 
 
 class _Parts:
@@ -112,8 +173,11 @@ class _Parts:
         return StepOutput(self._token_ids, [row for rows in self._logprobs for row in rows])
 
 
-def _check_output(output: StepOutput, batch: Batch, vocab_size: int) -> None:
-    """A runner owes a token to each sampled row, none to a sequence without one, and the log-probabilities wanted."""
+def _check_output(output: StepOutput, batch: Batch, vocab_size: int, *, may_add: bool) -> None:
+    """A runner owes a token to each sampled row, none to a sequence without one, and the log-probabilities wanted.
+
+    may_add: whether it may have found further tokens by itself.
+    """
     sampling = batch.sampling
     num_rows = (batch.logits_start[1:] - batch.logits_start[:-1]).tolist()
     if sampling.targets is not None:
@@ -121,7 +185,7 @@ def _check_output(output: StepOutput, batch: Batch, vocab_size: int) -> None:
         bounds = pairwise(batch.logits_start.tolist())
         num_rows = [count - sum(is_target[a:b]) for count, (a, b) in zip(num_rows, bounds, strict=True)]
     counts = [len(token_ids) for token_ids in output.token_ids]
-    if counts != num_rows and not _are_enough(counts, num_rows):
+    if counts != num_rows and not (may_add and _are_enough(counts, num_rows)):
         raise BackendError(
             f"the model runner returned {counts} token ids for the sequences of a step; it owes one for each sampled "
             f"row, here {num_rows}. Have the backend fixed."

@@ -88,6 +88,17 @@ class SequenceEdits:
         self._processors = tuple(params.logits_processors or ())
         self._grammar = grammar
 
+    @property
+    def follow_output(self) -> bool:
+        """Whether the edits of the next rows depend on tokens that are sampled from now on; else they stay the same."""
+        return bool(
+            self._grammar is not None
+            or self._seen is not None
+            or self._processors
+            or self._bad_words.has_long
+            or len(self._output) < self._min_tokens
+        )
+
     def append(self, token_id: int) -> None:
         """The sequence has this token now. Raises `SamplingParamsError` where its grammar does not allow it."""
         self._output.append(token_id)
@@ -142,6 +153,11 @@ class _BadWords:
         self.always = self._ends.pop((), [])
         self._lengths = sorted({len(start) for start in self._ends})
         self.longest = max(self._lengths, default=1)
+
+    @property
+    def has_long(self) -> bool:
+        """Whether any word has more than one token."""
+        return bool(self._ends)
 
     def completing(self, token_ids: list[int]) -> list[int]:
         """Tokens that would complete a word after these."""

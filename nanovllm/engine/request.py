@@ -75,6 +75,7 @@ class Completion:
             self._drop_tokens_after_stop()
         elif seq.finish_reason is not None:
             stop = self.detokenizer.finish()
+            self._num_seen = end
         return stop
 
     def _drop_tokens_after_stop(self) -> None:

@@ -129,18 +129,45 @@ class Scheduler:
         if not self._running and not self._waiting:
             return None
         self._blocks.clear_pending()
-        self._num_steps += 1
+        step = self._hand_out()
+        while not step.sequences:  # every running sequence is in mid-prompt and no block is free
+            self._preempt(self._running[-1], step)
+            self._schedule_prefills(list(self._running), step)
+        return self._sealed(step)
+
+    def schedule_ahead(self) -> Schedule | None:
+        """As `schedule`, inside `looking_ahead`, while the step before is being computed.
+
+        None where nothing can be computed, or only at another sequence's cost: the step under way may end sequences, so
+        that nobody has to give way once its tokens are known. So what is in flight is never preempted.
+        """
+        if self._would_preempt():
+            return None
+        self._blocks.age_pending()
+        step = self._hand_out()
+        return self._sealed(step) if step.sequences else None
+
+    def _hand_out(self) -> Schedule:
         step = Schedule(self._max_num_batched_tokens, self._spare_rows, [])
         in_prefill = self._schedule_decodes(step)
         self._schedule_drafts(step)
         starved = self._schedule_prefills(in_prefill, step)
         if not (step.preempted or starved):
             self._admit(step)
-        while not step.sequences:  # every running sequence is in mid-prompt and no block is free
-            self._preempt(self._running[-1], step)
-            self._schedule_prefills(list(self._running), step)
+        return step
+
+    def _sealed(self, step: Schedule) -> Schedule:
+        self._num_steps += 1
         step.released, self._released = self._released, []
         return step
+
+    def _would_preempt(self) -> bool:
+        """Whether the decodes of the next step need more blocks than are free."""
+        num_free, block_size = self._blocks.num_free_blocks, self._blocks.block_size
+        if num_free >= len(self._running):
+            return False
+        decodes = (seq for seq in self._running if seq.num_tokens - seq.num_computed_tokens == 1)
+        return sum(seq.num_tokens > len(seq.block_table) * block_size for seq in decodes) > num_free
 
     def update(self, step: Schedule, output: StepOutput) -> dict[Sequence, NanoVLLMError]:
         """Takes what the step sampled: appends tokens, publishes full blocks, ends sequences.
@@ -155,7 +182,8 @@ class Scheduler:
                 continue
             seq.num_computed_tokens += num_new
             if not seq.is_plain and seq.wants_prompt_rows:
-                seq.prompt_rows_done = min(seq.num_computed_tokens, seq.num_prompt_tokens - 1)
+                num_rows_done = min(seq.num_computed_tokens, seq.num_prompt_tokens - 1)
+                seq.prompt_rows_done = max(seq.prompt_rows_done, num_rows_done)  # it may be computed again
             if seq.draft_token_ids:
                 token_ids = self._verify_drafts(seq, token_ids)
             reason = None
@@ -194,8 +222,8 @@ class Scheduler:
         self.num_accepted_tokens += num_accepted
         return token_ids[: num_accepted + 1]
 
-    def release_again(self, released: list[int]) -> None:
-        """A step failed as a whole, perhaps before the runner came to what it was to release: the next one says it."""
+    def release_again(self, released: Seq[int]) -> None:
+        """A step failed, perhaps before the runner came to what it was to release: the next one says it."""
         self._released[:0] = released
 
     def _end(self, seq: Sequence, reason: FinishReason) -> None:
@@ -209,7 +237,7 @@ class Scheduler:
         self._released.append(seq.seq_id)
 
     def _schedule_decodes(self, step: Schedule) -> list[Sequence]:
-        """Schedules the running sequences with one token to compute; returns those with more.
+        """Schedules the running sequences with one token to compute; returns those with more (or none, looking ahead).
 
         `_running` is in order of urgency and victims are taken from its end, so no victim is scheduled already.
         """
@@ -219,7 +247,7 @@ class Scheduler:
         while index < len(self._running):
             seq = self._running[index]
             num_tokens = len(seq.token_ids)
-            if num_tokens - seq.num_computed_tokens > 1:
+            if num_tokens - seq.num_computed_tokens != 1:
                 in_prefill.append(seq)
             elif num_tokens <= len(seq.block_table) * block_size or self._make_room(seq, num_tokens, step):
                 if num_tokens % block_size == 0:

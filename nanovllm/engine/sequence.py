@@ -29,8 +29,9 @@ class SequenceStatus(Enum):
 class Sequence:
     """One sequence. Its owner is the engine; only the scheduler and the block manager change it.
 
-    token_ids: array("q"), prompt then output. draft_token_ids: array("q"), guesses at what follows, to be computed and
-    verified together with the last token in the next step; empty in any other state than decode.
+    token_ids: array("q"), prompt then output; inside `looking_ahead` the last one may be unknown.
+    draft_token_ids: array("q"), guesses at what follows, to be computed and verified together with the last token in
+    the next step; empty in any other state than decode.
     block_table: array("i"), the block of tokens i * block_size onwards. block_hashes: chained hashes of its first full
     blocks, as far as they have been needed. cached_serials: identities of its leading blocks in the prefix cache (both
     are the block manager's).

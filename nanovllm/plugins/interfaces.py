@@ -24,7 +24,8 @@ or are preempted where it runs out, but no block is shared and the runner does n
 
 
 class PendingStep(Protocol):
-    """A step that has been submitted. `result()` waits for it and may be called once."""
+    """A step that has been submitted. `result()` waits for it, raises what went wrong in it, and is called once at
+    most; results are asked for in the order of submission."""
 
     def result(self) -> StepOutput: ...
 
@@ -52,6 +53,8 @@ class ModelRunner(ABC):
     edits: `SamplingBatch.edits`. logprobs: `SamplingBatch.num_logprobs`. prompt_logprobs: `SamplingBatch.targets`.
     drafts: several sampled rows of one sequence in a step.
     """
+    overlaps: bool = False
+    """Whether a step may be submitted before the result of the one before has been asked for; see `submit`."""
     kv_cache_dtypes: frozenset[str] = frozenset()
     """The values of `EngineConfig.kv_cache_dtype`, beside "auto", that its factory honours; any other is refused."""
     kv: KVMode | None = None
@@ -73,7 +76,20 @@ class ModelRunner(ABC):
         """
 
     def submit(self, batch: Batch) -> PendingStep:
-        """Starts a step. A runner that can overlap host and device work overrides this; by default it waits."""
+        """Starts a step. A runner that can overlap host and device work overrides this; by default it waits.
+
+        One that declares `overlaps` keeps the following promises; the engine then has two steps in flight at most, and
+        only with `kv` = paged.
+
+        - Steps take effect in the order in which they were submitted: blocks, too, pass from one sequence to another
+          in that order.
+        - A token LAST_SAMPLED (-1) is the one that the step submitted just before this one samples for that sequence;
+          `last_sampled_rows` says which row that is.
+        - Every sampled row gets one token, no more.
+        - A step whose predecessor failed is never used: what it computes, or raises, is of no matter, as long as its
+          result comes; its tokens come again, at the same slots, and so do its releases. The rows of sequences that
+          turn out to have ended are never used either.
+        """
         return _Done(self.execute(batch))
 
     def close(self) -> None:  # noqa: B027  (a runner without resources need not override it)

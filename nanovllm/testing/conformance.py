@@ -5,8 +5,8 @@
             return MyRunner(...)
 
 pytest collects the inherited tests. Each law runs the engine around a fresh runner under one condition and compares
-with the plainest run there is: one request at a time, whole prompts, no shared blocks. A law that a runner cannot keep
-is opted out of by overriding it with `pytest.mark.xfail(reason=...)`.
+with the plainest run there is: one request at a time, whole prompts, no shared blocks, no step before the one before it
+is known. A law that a runner cannot keep is opted out of by overriding it with `pytest.mark.xfail(reason=...)`.
 """
 
 import random
@@ -45,12 +45,19 @@ class ModelRunnerConformance:
         shared = [randomness.randrange(vocab_size) for _ in range(20)]
         return [*prompts, [*shared, 1], [*shared, 0, 1]]
 
-    def run_engine(self, prompts: Seq[Seq[int]], params: SamplingParams, **options: Any) -> list[RequestOutput]:
+    def run_engine(
+        self, prompts: Seq[Seq[int]], params: SamplingParams | Seq[SamplingParams], **options: Any
+    ) -> list[RequestOutput]:
         """Runs `prompts` in an engine of its own, closed afterwards."""
         return self.run_twice(prompts, params, times=1, **options)
 
     def run_twice(
-        self, prompts: Seq[Seq[int]], params: SamplingParams, *, times: int = 2, **options: Any
+        self,
+        prompts: Seq[Seq[int]],
+        params: SamplingParams | Seq[SamplingParams],
+        *,
+        times: int = 2,
+        **options: Any,
     ) -> list[RequestOutput]:
         """Runs `prompts` `times` times in one engine; the outputs of the last time."""
         block_size = self.block_size if self.kv == "paged" else None
@@ -75,9 +82,8 @@ class ModelRunnerConformance:
         runner = self.make_runner()
         prompts = self.make_prompts(runner.model_info.vocab_size)
         runner.close()
-        return prompts, [
-            _tokens(self.run_engine([prompt], params, enable_prefix_caching=False))[0] for prompt in prompts
-        ]
+        plain = {"enable_prefix_caching": False, "async_scheduling": False}
+        return prompts, [_tokens(self.run_engine([prompt], params, **plain))[0] for prompt in prompts]
 
     def greedy(self) -> SamplingParams:
         return SamplingParams(temperature=0, max_tokens=self.num_new_tokens, ignore_eos=True)
@@ -112,6 +118,23 @@ class ModelRunnerConformance:
         params = replace(self.greedy(), temperature=1.0, top_p=0.95, seed=7)
         prompts, alone = self.one_at_a_time(params)
         assert _tokens(self.run_engine(prompts, params)) == alone
+
+    def test_steps_on_top_of_steps_that_are_not_known_yet_give_what_waiting_gives(self) -> None:
+        """Every request ends at a token that the others' next step does not know of, or at a length of its own."""
+        prompts, alone = self.one_at_a_time(self.greedy())
+        lengths = [1 + i % self.num_new_tokens for i in range(len(prompts))]
+        params = [
+            replace(self.greedy(), max_tokens=length)
+            if i % 2
+            else replace(self.greedy(), stop_token_ids=[ids[length - 1]])
+            for i, (ids, length) in enumerate(zip(alone, lengths, strict=True))
+        ]
+        expected = [
+            ids[:length] if i % 2 else ids[: ids.index(ids[length - 1]) + 1]
+            for i, (ids, length) in enumerate(zip(alone, lengths, strict=True))
+        ]
+        assert _tokens(self.run_engine(prompts, params)) == expected
+        assert _tokens(self.run_engine(prompts, params, max_num_seqs=3, max_num_batched_tokens=16)) == expected
 
     def test_the_model_info_is_complete(self) -> None:
         runner = self.make_runner()

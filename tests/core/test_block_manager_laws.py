@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from nanovllm import SamplingParams
+from nanovllm.batch import LAST_SAMPLED
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.sequence import Sequence
 
@@ -333,6 +334,31 @@ def test_a_block_that_the_step_under_way_computes_is_pending_until_the_step_ends
     assert not manager.match_prefix(make_sequence([2, 2, 5])).pending
     manager.clear_pending()
     assert not manager.match_prefix(second).pending
+
+
+def test_a_block_stays_pending_while_the_next_step_is_prepared_and_no_longer() -> None:
+    manager = BlockManager(8, BLOCK_SIZE)
+    first, second = make_sequence([1, 1, 2, 2, 3]), make_sequence([1, 1, 2, 2, 4], seq_id=1)
+    manager.allocate(first, 4)
+    manager.mark_pending(first, 4)
+    manager.age_pending()
+    assert manager.match_prefix(second).pending
+    manager.age_pending()
+    assert not manager.match_prefix(second).pending
+
+
+def test_a_block_whose_last_token_is_unknown_has_no_name_yet() -> None:
+    manager = BlockManager(8, BLOCK_SIZE)
+    seq = make_sequence([1, 1, 2, LAST_SAMPLED])
+    manager.allocate(seq, 4)
+    manager.mark_pending(seq, 4)
+    seq.token_ids[-1] = 3
+    serve(manager, make_sequence([1, 1, 2, 3, 5], seq_id=1))
+    seq.num_computed_tokens = 4
+    manager.publish(seq)
+    assert len(seq.cached_serials) == 2
+    assert len(manager.match_prefix(make_sequence([1, 1, 2, 3, 7], seq_id=2)).block_ids) == 2
+    assert manager.num_cached_blocks == 2
 
 
 def test_without_prefix_caching_nothing_is_kept_found_or_waited_for() -> None:

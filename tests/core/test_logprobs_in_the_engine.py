@@ -109,6 +109,14 @@ def test_a_preempted_request_gets_each_log_probability_of_its_prompt_once() -> N
         check(output, 3, 2)
 
 
+def test_a_request_preempted_in_the_middle_of_its_prompt_gets_each_log_probability_once() -> None:
+    engine = engine_of(num_kv_blocks=13, max_num_seqs=2, max_num_batched_tokens=2, max_model_len=48)
+    params = [replace(PARAMS, max_tokens=40, prompt_logprobs=None), PARAMS]
+    _, output = run_requests(engine, [[1] * 4, [1, 2, 3] * 10], params)
+    assert engine.stats().num_preemptions > 0
+    check(output, 3, 2)
+
+
 def test_no_step_wants_more_rows_of_logits_than_the_limit() -> None:
     runner = RowCounter()
     engine = engine_of(runner, max_num_seqs=4, max_num_logits=10)
