@@ -130,7 +130,7 @@ class LLMEngine:
         """Computes one step; returns the outputs of requests that have something to tell.
 
         Where the runner fails, the requests that it fails on end with an output whose `error` says why; the others go
-        on. Nothing that a runner does is raised here.
+        on. Raises `BackendLostError` where the runner can run no step any more; of what it does, nothing else.
         """
         if self._proposer is not None:
             self._proposer.propose(self._scheduler.running)

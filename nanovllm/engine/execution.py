@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 from nanovllm.batch import Batch, RowLogprobs, StepOutput
 from nanovllm.engine.batch_builder import build_batch
 from nanovllm.engine.scheduler import Schedule
-from nanovllm.errors import BackendError
+from nanovllm.errors import BackendError, BackendLostError
 from nanovllm.plugins.interfaces import ModelRunner
 
 __all__ = ["Execution", "StepExecutor"]
@@ -39,10 +39,12 @@ class StepExecutor:
         self._vocab_size = runner.model_info.vocab_size
 
     def execute(self, schedule: Schedule) -> Execution:
-        """Computes a step. Never raises for what the runner did."""
+        """Computes a step. Raises `BackendLostError` where the runner is lost, and for nothing else that it did."""
         batch = build_batch(schedule, self._block_size)
         try:
             return Execution(batch, self._run(batch))
+        except BackendLostError:
+            raise
         except BackendError as error:
             parts = _Parts(schedule)
             self._split(parts, list(range(len(schedule.sequences))), error)
@@ -73,6 +75,8 @@ class StepExecutor:
             try:
                 part = parts.schedule.part(half, parts.unreported)
                 parts.put(half, self._run(build_batch(part, self._block_size)))
+            except BackendLostError:
+                raise
             except BackendError as half_error:
                 self._split(parts, half, half_error)
 

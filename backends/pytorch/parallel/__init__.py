@@ -1,0 +1,7 @@
+"""Tensor parallelism: one model computed by several processes, each with a part of every layer.
+
+engine's process                         other processes
+ParallelRunner  -- steps, as bytes -->   worker
+  TorchRunner   <-- sums of results -->    TorchRunner          over torch.distributed's process groups
+  its weights, its KV heads                its weights, its KV heads
+"""

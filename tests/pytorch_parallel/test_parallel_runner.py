@@ -1,0 +1,161 @@
+"""Several processes compute what one computes, through the engine, `LLM` and the command line."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rank_driver import load_parallel, worker_ids
+
+from nanovllm import LLM, SamplingParams
+from nanovllm.errors import BackendError, BackendLostError, KVCacheError
+from nanovllm.plugins import LogitsModelRunner
+from nanovllm.testing import (
+    ReferenceModel,
+    assert_same_tokens,
+    make_engine,
+    run_requests,
+    teacher_forced_logits,
+    tiny_config,
+    write_checkpoint,
+)
+
+ATOL = 1e-4
+MIXTURE: dict[str, Any] = {
+    "model_type": "qwen3_moe",
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "norm_topk_prob": True,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "two KV heads, biases, a tied head": {},
+    "one KV head, an untied head": {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": False,
+    },
+    "experts": MIXTURE,
+}
+ANSWER = "The capital of France is Paris."
+QUESTION = "What is the capital of France?"
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("model"), tiny_config(**CONFIGS[request.param]))
+
+
+@pytest.fixture(scope="module")
+def runner(folder: Path) -> Iterator[LogitsModelRunner]:
+    runner = load_parallel(folder)
+    yield runner
+    runner.close()
+
+
+@settings(max_examples=10)
+@given(data=st.data())
+def test_any_prompts_in_any_chunks_give_the_oracles_tokens(
+    folder: Path, runner: LogitsModelRunner, data: st.DataObject
+) -> None:
+    lens = data.draw(st.lists(st.integers(1, 60), min_size=1, max_size=6), "prompt lengths")
+    random = np.random.default_rng(data.draw(st.integers(0, 99), "seed"))
+    shared = random.integers(0, 211, 20).tolist()
+    prompts = [shared[: data.draw(st.integers(0, 20))] + random.integers(0, 211, n).tolist() for n in lens]
+    engine = make_engine(
+        runner,
+        max_num_seqs=data.draw(st.integers(1, 6), "sequences"),
+        max_num_batched_tokens=data.draw(st.sampled_from([6, 17, 40, 200]), "tokens of a step"),
+        block_size=data.draw(st.sampled_from([1, 4, 16]), "block size"),
+        num_kv_blocks=600,
+        max_model_len=100,
+    )
+    reference = ReferenceModel(folder)
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+    for prompt, output in zip(prompts, run_requests(engine, prompts, params), strict=True):
+        assert_same_tokens(reference.logits, prompt, output.outputs[0].token_ids, near_tie=2 * ATOL, min_share=0)
+
+
+def test_its_logits_are_the_oracles(folder: Path, runner: LogitsModelRunner) -> None:
+    tokens = np.random.default_rng(2).integers(0, 211, 60).tolist()
+    logits = teacher_forced_logits(runner, tokens, block_size=8)
+    np.testing.assert_allclose(logits, ReferenceModel(folder).logits(tokens), atol=ATOL, rtol=0)
+
+
+def test_to_the_engine_it_is_the_whole_model(folder: Path, runner: LogitsModelRunner) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    info = runner.model_info
+    assert (info.num_heads, info.num_kv_heads) == (config["num_attention_heads"], config["num_key_value_heads"])
+    kv_heads = max(info.num_kv_heads, 2)  # each of the two has one at least
+    assert runner.kv_bytes_per_block(16) == 16 * 2 * info.num_layers * kv_heads * info.head_dim * 4
+
+
+def test_a_step_that_fails_on_all_ranks_is_an_error_and_the_next_one_works(
+    folder: Path, runner: LogitsModelRunner
+) -> None:
+    for _ in range(2):
+        with pytest.raises(BackendError, match="step of 3 tokens") as raised:
+            teacher_forced_logits(runner, [1, 10**6, 2])
+        assert not isinstance(raised.value, BackendLostError)
+        np.testing.assert_allclose(
+            teacher_forced_logits(runner, [1, 2, 3]), ReferenceModel(folder).logits([1, 2, 3]), atol=ATOL, rtol=0
+        )
+
+
+def test_a_pool_that_no_machine_holds_is_refused_and_a_smaller_one_is_not(runner: LogitsModelRunner) -> None:
+    with pytest.raises(KVCacheError, match="Lower num_kv_blocks"):
+        runner.allocate_kv_cache(10**9, 1024)
+    runner.allocate_kv_cache(4, 8)
+
+
+def test_threads_are_shared_out(folder: Path, runner: LogitsModelRunner) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    teacher_forced_logits(runner, [1, 2])
+    assert torch.get_num_threads() == 1, "of two threads each of two processes has one"
+    torch.set_num_threads(before)
+
+
+def test_the_size_is_all_that_a_user_gives() -> None:
+    with LLM("tiny-chat", tensor_parallel_size=2, num_threads=2) as llm:
+        assert len(worker_ids(os.getpid())) >= 1
+        (output,) = llm.chat([[{"role": "user", "content": QUESTION}]], SamplingParams(temperature=0))
+    assert output.outputs[0].text == ANSWER
+
+
+SCRIPT = """
+from nanovllm import LLM, SamplingParams
+llm = LLM("tiny-chat", tensor_parallel_size=2, num_threads=2)
+print(llm.chat([[{"role": "user", "content": "What is the capital of France?"}]])[0].outputs[0].text)
+"""
+
+
+def test_a_script_needs_no_main_guard_and_no_close_and_leaves_nothing(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    (tmp_path / "temporary").mkdir()
+    done = run([sys.executable, str(script)], TMPDIR=str(tmp_path / "temporary"))
+    assert done.stdout.strip() == ANSWER
+    assert done.stderr == ""
+    assert list((tmp_path / "temporary").glob("nanovllm*")) == []
+
+
+def test_the_command_line_has_it() -> None:
+    command = [sys.executable, "-m", "nanovllm", "generate", "--tensor-parallel-size", "2", "--num-threads", "2"]
+    assert run([*command, QUESTION]).stdout.strip() == ANSWER
+
+
+def run(command: list[str], **variables: str) -> "subprocess.CompletedProcess[str]":
+    path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
+    environment = {**os.environ, "PYTHONPATH": path, **variables}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done
