@@ -11,13 +11,15 @@ from backends.pytorch.load import load_runner
 from backends.pytorch.options import TorchOptions
 from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.parallel.division import Rank
+from backends.pytorch.parallel.group_collective import GroupCollective
+from backends.pytorch.parallel.shared_memory import SharedMemoryCollective, prepare_shared_memory
 from backends.pytorch.plugin import nanovllm_model_runners
 from backends.pytorch.runner import TorchRunner
 from nanovllm.checkpoint import Checkpoint
 from nanovllm.config import EngineConfig
 from nanovllm.plugins import LogitsModelRunner, ModelSource
 
-__all__ = ["load_parallel", "load_ranks", "on_every_rank", "worker_ids"]
+__all__ = ["join_ranks", "load_parallel", "load_ranks", "on_every_rank", "worker_ids"]
 
 T = TypeVar("T")
 
@@ -36,17 +38,24 @@ def load_parallel(folder: Path, size: int = 2, *, num_threads: int = 2, **option
     return runner
 
 
-def load_ranks(folder: Path, size: int, rendezvous: Path) -> list[TorchRunner]:
-    """The parts of all ranks, which have found each other in the file `rendezvous`."""
+def join_ranks(kind: str, size: int, folder: Path) -> list[Collective]:
+    """The ends of all ranks, which have met in `folder`. kind: "memory" or "gloo"."""
+    if kind == "memory":
+        prepare_shared_memory(folder, size)
+    make = SharedMemoryCollective if kind == "memory" else GroupCollective
+    collectives: list[Collective] = [make(Rank(number, size), folder) for number in range(size)]
+    on_every_rank([collective.join for collective in collectives])
+    return collectives
+
+
+def load_ranks(folder: Path, collectives: list[Collective]) -> list[TorchRunner]:
+    """The parts of all ranks."""
     checkpoint = Checkpoint(folder)
-    collectives = [Collective(Rank(number, size), rendezvous) for number in range(size)]
     options = TorchOptions(dtype="float32")
-    runners = [
+    return [
         load_runner(checkpoint, name="model", options=options, num_threads=1, collective=collective)
         for collective in collectives
     ]
-    on_every_rank([collective.join for collective in collectives])
-    return runners
 
 
 def on_every_rank(calls: list[Callable[[], T]]) -> list[T]:

@@ -14,6 +14,7 @@ from backends.pytorch.load import read_decoder
 from backends.pytorch.ops import record
 from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.parallel.division import Rank, column_part, geometry_part, row_part
+from backends.pytorch.parallel.group_collective import GroupCollective
 from backends.pytorch.weights import Weights
 from nanovllm.architectures import Linear, Shard, Stored, Weight
 from nanovllm.checkpoint import Checkpoint
@@ -109,7 +110,7 @@ def test_each_rank_holds_its_share_of_the_weights(tmp_path: Path, case: Case) ->
     checkpoint = Checkpoint(write_checkpoint(tmp_path / "model", case.config))
     whole = held(checkpoint, None)
     num_kv_heads = read_decoder(checkpoint, None).geometry.num_kv_heads
-    halves = [held(checkpoint, Collective(rank, tmp_path / "ranks")) for rank in ranks(2)]
+    halves = [held(checkpoint, GroupCollective(rank, tmp_path)) for rank in ranks(2)]
     assert abs(halves[0] - halves[1]) <= 0.02 * whole
     if num_kv_heads > 1:  # else both have the one KV head
         assert sum(halves) == whole

@@ -140,7 +140,7 @@ def test_a_rank_that_cannot_load_says_why(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     load = Load(
         rank=Rank(1, 2),
-        rendezvous=tmp_path / "ranks",
+        rendezvous=tmp_path,
         checkpoint=Checkpoint(folder),
         name="model",
         options=TorchOptions(),

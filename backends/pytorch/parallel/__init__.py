@@ -2,6 +2,6 @@
 
 engine's process                         other processes
 ParallelRunner  -- steps, as bytes -->   worker
-  TorchRunner   <-- sums of results -->    TorchRunner          over torch.distributed's process groups
+  TorchRunner   <-- sums of results -->    TorchRunner          through a `Collective`
   its weights, its KV heads                its weights, its KV heads
 """

@@ -21,7 +21,7 @@ __all__ = ["Allocate", "Answer", "Command", "Join", "Load", "Step", "read_answer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """The first command: what to load, as for `load_runner`, and who asks. rendezvous: see `Collective`."""
+    """The first command: what to load, as for `load_runner`, and for whom. rendezvous: a folder where ranks meet."""
 
     rank: Rank
     rendezvous: Path

@@ -16,6 +16,7 @@ from backends.pytorch.options import TorchOptions
 from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.parallel.division import Rank, geometry_part
 from backends.pytorch.parallel.messages import Allocate, Join, Load, Step
+from backends.pytorch.parallel.shared_memory import SharedMemoryCollective, prepare_shared_memory
 from backends.pytorch.parallel.workers import Workers
 from backends.pytorch.runner import TorchRunner
 from nanovllm.batch import Batch
@@ -88,7 +89,7 @@ def load_parallel_runner(
         loads = [
             Load(
                 rank=Rank(number, size),
-                rendezvous=Path(folder) / "ranks",
+                rendezvous=Path(folder),
                 checkpoint=checkpoint,
                 name=name,
                 options=options,
@@ -97,6 +98,7 @@ def load_parallel_runner(
             )
             for number in range(size)
         ]
+        prepare_shared_memory(Path(folder), size)
         workers = Workers(loads[1:])
         try:
             local, collective = _meet(loads[0], workers)
@@ -109,7 +111,7 @@ def load_parallel_runner(
 
 def _meet(load: Load, workers: Workers) -> tuple[TorchRunner, Collective]:
     """Loads rank 0's part while the others load theirs, and connects them."""
-    collective = Collective(load.rank, load.rendezvous)
+    collective = SharedMemoryCollective(load.rank, load.rendezvous)
     local = load_runner(
         load.checkpoint,
         name=load.name,
@@ -122,7 +124,7 @@ def _meet(load: Load, workers: Workers) -> tuple[TorchRunner, Collective]:
     workers.send(Join())
     try:
         collective.join()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         workers.check()
         raise BackendError(f"the processes of the model do not find each other: {error}") from error
     workers.wait_for_answers()

@@ -1,7 +1,7 @@
 """A thread that listens to the processes of a model: what they answer, and whether they still live.
 
-The engine's thread cannot: while it computes a step, it may wait within a sum for a process that has ended. Where one
-is lost, all are ended, which closes their sockets and so ends that wait.
+The engine's thread cannot: while it computes a step, it may wait within a sum for a process that does not come. Where
+one is lost, all are ended, which closes their ends of what sums go through and so ends that wait.
 """
 
 import os
