@@ -11,8 +11,7 @@ from backends.pytorch.load import load_runner
 from backends.pytorch.options import TorchOptions
 from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.parallel.division import Rank
-from backends.pytorch.parallel.group_collective import GroupCollective
-from backends.pytorch.parallel.shared_memory import SharedMemoryCollective, prepare_shared_memory
+from backends.pytorch.parallel.meeting import make_collective, prepare_meeting
 from backends.pytorch.plugin import nanovllm_model_runners
 from backends.pytorch.runner import TorchRunner
 from nanovllm.checkpoint import Checkpoint
@@ -39,11 +38,9 @@ def load_parallel(folder: Path, size: int = 2, *, num_threads: int = 2, **option
 
 
 def join_ranks(kind: str, size: int, folder: Path) -> list[Collective]:
-    """The ends of all ranks, which have met in `folder`. kind: "memory" or "gloo"."""
-    if kind == "memory":
-        prepare_shared_memory(folder, size)
-    make = SharedMemoryCollective if kind == "memory" else GroupCollective
-    collectives: list[Collective] = [make(Rank(number, size), folder) for number in range(size)]
+    """The ends of all ranks, which have met in `folder`. kind: "shared_memory" or "gloo"."""
+    prepare_meeting(kind, folder, size)
+    collectives = [make_collective(kind, Rank(number, size), folder) for number in range(size)]
     on_every_rank([collective.join for collective in collectives])
     return collectives
 

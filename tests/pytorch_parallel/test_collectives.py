@@ -16,7 +16,7 @@ from backends.pytorch.parallel.collective import Collective
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 
 
-@pytest.fixture(scope="module", params=[("memory", 2), ("memory", 3), ("gloo", 2), ("gloo", 3)], ids=str)
+@pytest.fixture(scope="module", params=[("shared_memory", 2), ("shared_memory", 3), ("gloo", 2), ("gloo", 3)], ids=str)
 def collectives(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Collective]]:
     kind, size = request.param
     collectives = join_ranks(kind, size, tmp_path_factory.mktemp("ranks"))
@@ -64,7 +64,7 @@ def test_many_sums_in_a_row_do_not_mix(collectives: list[Collective]) -> None:
 
 
 def test_a_rank_that_has_gone_is_noticed_and_leaving_twice_is_no_error(tmp_path: Path) -> None:
-    staying, going = join_ranks("memory", 2, tmp_path)
+    staying, going = join_ranks("shared_memory", 2, tmp_path)
     going.leave()
     going.leave()
     with pytest.raises(RuntimeError, match="rank 1 has ended"):

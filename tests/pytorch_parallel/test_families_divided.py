@@ -37,7 +37,7 @@ def check(tmp_path: Path, config: dict[str, object], size: int) -> None:
     folder = write_checkpoint(tmp_path / "model", config, dtype="float32")
     expected = ReferenceModel(folder).logits(TOKENS)
     assert np.ptp(expected) > 1, "such flat logits would agree with anything"
-    ranks = load_ranks(folder, join_ranks("memory", size, tmp_path))
+    ranks = load_ranks(folder, join_ranks("shared_memory", size, tmp_path))
     logits = on_every_rank([partial(teacher_forced_logits, rank, TOKENS, block_size=8) for rank in ranks])
     np.testing.assert_allclose(logits[0], expected, atol=ATOL, rtol=0)
     assert [len(rows) for rows in logits[1:]] == [0] * (size - 1), "only rank 0 needs logits"

@@ -36,6 +36,7 @@ MIXTURE: dict[str, Any] = {
     "moe_intermediate_size": 24,
     "norm_topk_prob": True,
 }
+GLOO = "sums by gloo"
 CONFIGS: dict[str, dict[str, Any]] = {
     "two KV heads, biases, a tied head": {},
     "one KV head, an untied head": {
@@ -44,19 +45,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
     "experts": MIXTURE,
+    GLOO: {},
 }
 ANSWER = "The capital of France is Paris."
 QUESTION = "What is the capital of France?"
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("model"), tiny_config(**CONFIGS[request.param]))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A checkpoint, and the collective that its ranks use."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("model"), tiny_config(**CONFIGS[request.param]))
+    return folder, "gloo" if request.param == GLOO else "auto"
 
 
 @pytest.fixture(scope="module")
-def runner(folder: Path) -> Iterator[LogitsModelRunner]:
-    runner = load_parallel(folder)
+def folder(case: tuple[Path, str]) -> Path:
+    return case[0]
+
+
+@pytest.fixture(scope="module")
+def runner(case: tuple[Path, str]) -> Iterator[LogitsModelRunner]:
+    runner = load_parallel(case[0], collective=case[1])
     yield runner
     runner.close()
 

@@ -1,4 +1,4 @@
-"""A `Collective` of torch.distributed: nccl between GPUs, gloo between CPUs.
+"""A `Collective` of torch.distributed, through gloo.
 
 A process group of its own, not torch's default one, so that engines do not meet each other or an application's groups.
 """

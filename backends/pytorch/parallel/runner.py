@@ -15,8 +15,8 @@ from backends.pytorch.load import load_runner, read_decoder
 from backends.pytorch.options import TorchOptions
 from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.parallel.division import Rank, geometry_part
+from backends.pytorch.parallel.meeting import make_collective, prepare_meeting
 from backends.pytorch.parallel.messages import Allocate, Join, Load, Step
-from backends.pytorch.parallel.shared_memory import SharedMemoryCollective, prepare_shared_memory
 from backends.pytorch.parallel.workers import Workers
 from backends.pytorch.runner import TorchRunner
 from nanovllm.batch import Batch
@@ -98,7 +98,7 @@ def load_parallel_runner(
             )
             for number in range(size)
         ]
-        prepare_shared_memory(Path(folder), size)
+        prepare_meeting(options.collective, Path(folder), size)
         workers = Workers(loads[1:])
         try:
             local, collective = _meet(loads[0], workers)
@@ -111,7 +111,7 @@ def load_parallel_runner(
 
 def _meet(load: Load, workers: Workers) -> tuple[TorchRunner, Collective]:
     """Loads rank 0's part while the others load theirs, and connects them."""
-    collective = SharedMemoryCollective(load.rank, load.rendezvous)
+    collective = make_collective(load.options.collective, load.rank, load.rendezvous)
     local = load_runner(
         load.checkpoint,
         name=load.name,
@@ -120,6 +120,11 @@ def _meet(load: Load, workers: Workers) -> tuple[TorchRunner, Collective]:
         max_model_len=load.max_model_len,
         collective=collective,
     )
+    if local.model_info.device != "cpu":
+        raise ConfigError(
+            f"tensor_parallel_size is {load.rank.size}, and the device {local.model_info.device!r}; a model is divided "
+            "on CPUs only. Set the option device='cpu', or leave tensor_parallel_size out."
+        )
     workers.wait_for_answers()
     workers.send(Join())
     try:

@@ -62,7 +62,7 @@ class SharedMemoryCollective:
 
     def all_reduce(self, x: Tensor) -> Tensor:
         x = x.contiguous()
-        for part in x.view(-1).split(_SLOT_BYTES // x.element_size()):
+        for part in torch.split(x.view(-1), _SLOT_BYTES // x.element_size()):
             slots = self._slots(part)
             slots[self.rank.number].copy_(part)
             self._meet()

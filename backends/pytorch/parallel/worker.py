@@ -12,8 +12,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 
 from backends.pytorch.load import load_runner
+from backends.pytorch.parallel.meeting import make_collective
 from backends.pytorch.parallel.messages import Allocate, Answer, Command, Join, Load, Step, read_command, write
-from backends.pytorch.parallel.shared_memory import SharedMemoryCollective
 from backends.pytorch.runner import TorchRunner
 from nanovllm.errors import BackendError, NanoVLLMError
 
@@ -26,7 +26,7 @@ class Worker:
     """One rank. `obey` carries out a command and returns the answer, None where there is none."""
 
     def __init__(self, load: Load) -> None:
-        self._collective = SharedMemoryCollective(load.rank, load.rendezvous)
+        self._collective = make_collective(load.options.collective, load.rank, load.rendezvous)
         self._runner: TorchRunner = load_runner(
             load.checkpoint,
             name=load.name,
