@@ -45,10 +45,10 @@ def join_ranks(kind: str, size: int, folder: Path) -> list[Collective]:
     return collectives
 
 
-def load_ranks(folder: Path, collectives: list[Collective]) -> list[TorchRunner]:
-    """The parts of all ranks."""
+def load_ranks(folder: Path, collectives: list[Collective], **given: Any) -> list[TorchRunner]:
+    """The parts of all ranks, in float32 unless the options say otherwise."""
     checkpoint = Checkpoint(folder)
-    options = TorchOptions(dtype="float32")
+    options = TorchOptions(**{"dtype": "float32", **given})
     return [
         load_runner(checkpoint, name="model", options=options, num_threads=1, collective=collective)
         for collective in collectives

@@ -19,6 +19,7 @@ from backends.pytorch.weights import Weights
 from nanovllm.architectures import Linear, Shard, Stored, Weight
 from nanovllm.checkpoint import Checkpoint
 from nanovllm.errors import ConfigError
+from nanovllm.random_weights import RandomCheckpoint
 from nanovllm.testing import tiny_config, write_checkpoint
 from tests.architectures.family_configs import CASES, Case
 
@@ -96,6 +97,14 @@ def test_parts_of_a_layer_put_together_are_the_layer(
     assert torch.equal(torch.cat(columns), expected)
     rows = [weights.merged([row_part(layer, rank).weight]) for rank in ranks(size)]
     assert torch.equal(torch.cat(rows, 1), expected)
+
+
+def test_parts_of_weights_that_lie_in_no_file() -> None:
+    weights = Weights(RandomCheckpoint(tiny_config()), torch.float32, CPU)
+    layer = Linear(Weight("weight", (40, 30)))
+    for part, axis in ((column_part, 0), (row_part, 1)):
+        parts = [weights.merged([part(layer, rank).weight]) for rank in ranks(3)]
+        assert torch.equal(torch.cat(parts, axis), weights.merged([layer.weight]))
 
 
 def test_only_one_rank_adds_the_bias_of_a_sum() -> None:

@@ -41,3 +41,23 @@ def check(tmp_path: Path, config: dict[str, object], size: int) -> None:
     logits = on_every_rank([partial(teacher_forced_logits, rank, TOKENS, block_size=8) for rank in ranks])
     np.testing.assert_allclose(logits[0], expected, atol=ATOL, rtol=0)
     assert [len(rows) for rows in logits[1:]] == [0] * (size - 1), "only rank 0 needs logits"
+
+
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({"dtype": "bfloat16"}, 0.06),
+        ({"dtype": "float16"}, 0.01),
+        ({"quantization": "int8"}, 0.15),
+        ({"quantization": "int4"}, 0.6),
+    ],
+)
+def test_in_smaller_formats_it_stays_near_the_oracle(
+    tmp_path: Path, options: dict[str, object], tolerance: float
+) -> None:
+    folder = write_checkpoint(tmp_path / "model", tiny_config(hidden_size=64, intermediate_size=128))
+    expected = ReferenceModel(folder).logits(TOKENS)
+    ranks = load_ranks(folder, join_ranks("shared_memory", 2, tmp_path), **options)
+    logits = on_every_rank([partial(teacher_forced_logits, rank, TOKENS) for rank in ranks])
+    error = np.abs(logits[0] - expected).max() / np.abs(expected).max()
+    assert 1e-6 < error < tolerance

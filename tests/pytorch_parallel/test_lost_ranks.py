@@ -33,8 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def runner(folder: Path) -> Iterator[LogitsModelRunner]:
-    runner = load_parallel(folder)
+def runner(folder: Path, request: pytest.FixtureRequest) -> Iterator[LogitsModelRunner]:
+    runner = load_parallel(folder, collective=getattr(request, "param", "auto"))
     yield runner
     runner.close()
 
@@ -54,6 +54,7 @@ def test_a_rank_that_was_killed_ends_all_steps_to_come(runner: LogitsModelRunner
     assert worker_ids(os.getpid()) == []
 
 
+@pytest.mark.parametrize("runner", ["shared_memory", "gloo"], indirect=True)
 def test_a_rank_that_is_killed_while_others_wait_for_it_ends_their_step(runner: LogitsModelRunner) -> None:
     teacher_forced_logits(runner, [1, 2, 3])
     (worker,) = worker_ids(os.getpid())
