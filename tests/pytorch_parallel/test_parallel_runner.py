@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rank_driver import load_parallel, worker_ids
 
+from backends.pytorch.parallel.interrupts import interrupts_after
 from nanovllm import LLM, SamplingParams
+from nanovllm.batch import SAMPLING_ROW, Batch, SamplingBatch
 from nanovllm.errors import BackendError, BackendLostError, KVCacheError
 from nanovllm.plugins import LogitsModelRunner
 from nanovllm.testing import (
@@ -122,7 +127,29 @@ def test_a_step_that_fails_on_all_ranks_is_an_error_and_the_next_one_works(
 def test_a_pool_that_no_machine_holds_is_refused_and_a_smaller_one_is_not(runner: LogitsModelRunner) -> None:
     with pytest.raises(KVCacheError, match="Lower num_kv_blocks"):
         runner.allocate_kv_cache(10**9, 1024)
+    for _ in range(2):
+        with pytest.raises(BackendError, match="allocate_kv_cache first"):
+            runner.forward(batch_of_one_token())
     runner.allocate_kv_cache(4, 8)
+    assert runner.forward(batch_of_one_token()).shape == (1, 211)
+
+
+def batch_of_one_token() -> Batch:
+    zero, one = np.zeros(1, np.int32), np.array([0, 1], np.int32)
+    return Batch(
+        seq_ids=[0],
+        released_seq_ids=[],
+        token_ids=np.zeros(1, np.int64),
+        positions=np.zeros(1, np.int64),
+        query_start=one,
+        context_lens=zero,
+        block_tables=zero[None],
+        slot_mapping=zero,
+        logits_indices=zero,
+        logits_start=one,
+        adapter_ids=zero,
+        sampling=SamplingBatch(np.zeros(1, SAMPLING_ROW), np.ones(1, np.int64)),
+    )
 
 
 def test_threads_are_shared_out(folder: Path, runner: LogitsModelRunner) -> None:
@@ -133,11 +160,46 @@ def test_threads_are_shared_out(folder: Path, runner: LogitsModelRunner) -> None
     torch.set_num_threads(before)
 
 
-def test_the_size_is_all_that_a_user_gives() -> None:
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
     with LLM("tiny-chat", tensor_parallel_size=2, num_threads=2) as llm:
-        assert len(worker_ids(os.getpid())) >= 1
-        (output,) = llm.chat([[{"role": "user", "content": QUESTION}]], SamplingParams(temperature=0))
-    assert output.outputs[0].text == ANSWER
+        yield llm
+
+
+def answer(llm: LLM) -> str:
+    (output,) = llm.chat([[{"role": "user", "content": QUESTION}]], SamplingParams(temperature=0))
+    return output.outputs[0].text
+
+
+def test_the_size_is_all_that_a_user_gives(llm: LLM) -> None:
+    assert len(worker_ids(os.getpid())) >= 1
+    assert answer(llm) == ANSWER
+
+
+def test_ctrl_c_ends_what_runs_and_leaves_the_model_usable(llm: LLM) -> None:
+    for delay_s in (0.2, 0.31, 0.45):
+        timer = threading.Timer(delay_s, partial(os.kill, os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(["a"] * 20, SamplingParams(max_tokens=1500, ignore_eos=True))
+        timer.join()
+        assert answer(llm) == ANSWER
+
+
+def test_a_second_ctrl_c_is_not_put_off() -> None:
+    seen = []
+
+    def step() -> None:
+        with interrupts_after():
+            os.kill(os.getpid(), signal.SIGINT)
+            seen.append("after the first")
+            os.kill(os.getpid(), signal.SIGINT)
+            seen.append("after the second")
+
+    with pytest.raises(KeyboardInterrupt):
+        step()
+    assert seen == ["after the first"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 SCRIPT = """

@@ -15,6 +15,7 @@ from backends.pytorch.load import load_runner, read_decoder
 from backends.pytorch.options import TorchOptions
 from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.parallel.division import Rank, geometry_part
+from backends.pytorch.parallel.interrupts import interrupts_after
 from backends.pytorch.parallel.meeting import make_collective, prepare_meeting
 from backends.pytorch.parallel.messages import Allocate, Join, Load, Step
 from backends.pytorch.parallel.workers import Workers
@@ -40,6 +41,7 @@ class ParallelRunner(LogitsModelRunner):
         self._local = local
         self._collective = collective
         self._workers = workers
+        self._is_allocated = False
 
     def kv_bytes_per_block(self, block_size: int) -> int:
         """Of all ranks: they share the machine's memory."""
@@ -47,12 +49,21 @@ class ParallelRunner(LogitsModelRunner):
 
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         self._workers.check()
+        self._is_allocated = False
         self._local.allocate_kv_cache(num_blocks, block_size)
         self._workers.send(Allocate(num_blocks, block_size))
         self._workers.wait_for_answers()
+        self._is_allocated = True
 
     def forward(self, batch: Batch) -> npt.NDArray[np.float32]:
         """See `TorchRunner.forward`."""
+        if not self._is_allocated:  # on no rank, and none may go ahead
+            self._workers.check()
+            raise BackendError("the KV cache is not allocated: call allocate_kv_cache first.")
+        with interrupts_after():
+            return self._forward(batch)
+
+    def _forward(self, batch: Batch) -> npt.NDArray[np.float32]:
         self._workers.send(Step(batch))
         try:
             return self._local.forward(batch)
