@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from nanovllm.config import EngineConfig, SpeculativeConfig
 from nanovllm.errors import (
     BackendError,
+    BackendLostError,
     ChatTemplateError,
     CheckpointError,
     ConfigError,
@@ -43,6 +44,7 @@ __all__ = [
     "LLM",
     "AsyncLLM",
     "BackendError",
+    "BackendLostError",
     "ChatTemplateError",
     "CheckpointError",
     "CompletionOutput",

@@ -79,6 +79,7 @@ class EngineConfig:
     speculative_config: guesses at the next tokens, verified at once; `from_options` takes a mapping; None = none.
     generation_config: "auto" takes sampling defaults from the model, "none" does not; as vLLM's "auto" and "vllm".
     seed: seed of requests that carry none. num_threads: compute threads; default the physical cores at hand.
+    tensor_parallel_size: processes among which the model is divided, for backends that can; num_threads is for all.
     backend_options: passed to the backend, which refuses keys that it does not know.
     """
 
@@ -104,10 +105,11 @@ class EngineConfig:
     generation_config: GenerationConfig = "auto"
     seed: int = 0
     num_threads: int | None = None
+    tensor_parallel_size: int = 1
     backend_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "priority_aging_steps"):
+        for name in ("max_num_seqs", "max_num_batched_tokens", "priority_aging_steps", "tensor_parallel_size"):
             _check_count(name, getattr(self, name))
         for name in _OPTIONAL_COUNTS:
             if getattr(self, name) is not None:

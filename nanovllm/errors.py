@@ -16,6 +16,7 @@
     |   `-- PluginNotFoundError              no plugin of that name, or none that can load the model
     |-- KVCacheError                         the memory given holds not even one sequence
     `-- BackendError                         a model runner failed while it was running
+        `-- BackendLostError                 ... and cannot run again: the engine ends
 
 A user's mistake raises from this tree; an `AssertionError` means a defect of ours. An exception of a library
 never leaves a backend unwrapped. Each message says what is wrong, what was given, what is allowed and what to do.
@@ -23,6 +24,7 @@ never leaves a backend unwrapped. Each message says what is wrong, what was give
 
 __all__ = [
     "BackendError",
+    "BackendLostError",
     "ChatTemplateError",
     "CheckpointError",
     "ConfigError",
@@ -103,3 +105,7 @@ class KVCacheError(NanoVLLMError):
 
 class BackendError(NanoVLLMError):
     """A model runner failed while running a step."""
+
+
+class BackendLostError(BackendError):
+    """A model runner can run no step any more, such as one that has lost a process of its own. The engine ends."""

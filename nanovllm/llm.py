@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 from nanovllm.chat_template import Message
 from nanovllm.config import EngineConfig
 from nanovllm.engine.request import Request
-from nanovllm.errors import BackendError, RequestError
+from nanovllm.errors import BackendError, BackendLostError, RequestError
 from nanovllm.frontend import Frontend
 from nanovllm.model_info import ModelInfo
 from nanovllm.outputs import EngineStats, RequestOutput
@@ -197,7 +197,12 @@ class LLM:
                 self._boxes.pop(request.request_id, None)
 
     def _step(self) -> None:
-        for output in self._engine.step():
+        try:
+            outputs = self._engine.step()
+        except BackendLostError as error:
+            self._report_lost(error)
+            raise
+        for output in outputs:
             self._boxes[output.request_id].outputs.append(output)
             if output.finished:
                 del self._boxes[output.request_id]

@@ -13,6 +13,8 @@ from torch import Tensor
 from backends.pytorch.attention import PagedAttention
 from backends.pytorch.experts import Experts
 from backends.pytorch.linear import LinearLayer, MakeLinear
+from backends.pytorch.parallel.collective import Collective
+from backends.pytorch.parallel.divided_ops import DividedOps
 from backends.pytorch.program import Instruction, Operation, Program, StepInputs
 from backends.pytorch.weights import Weights
 from nanovllm.architectures import Activation, AttentionSpec, Decoder, Ids, Linear, Mixture, Rope, Shard, Weight
@@ -21,12 +23,19 @@ __all__ = ["activate", "record"]
 
 
 def record(
-    decoder: Decoder, weights: Weights, attention: PagedAttention, make_linear: MakeLinear
+    decoder: Decoder,
+    weights: Weights,
+    attention: PagedAttention,
+    make_linear: MakeLinear,
+    collective: Collective | None = None,
 ) -> tuple[Program, list[Rope]]:
-    """The program of `decoder` and the ropes whose rotations its steps need. Raises `CheckpointError`."""
+    """The program of `decoder` and the ropes whose rotations its steps need. Raises `CheckpointError`.
+
+    collective: the ranks among which the decoder is divided, if it is; the program is that of one of them.
+    """
     ops = _TorchOps(weights, attention, make_linear)
     with torch.inference_mode():
-        result = decoder.logits(ops)
+        result = decoder.logits(ops if collective is None else DividedOps(ops, collective))
     return Program(ops.instructions, result, ops.last_write), list(ops.ropes)
 
 
@@ -58,6 +67,10 @@ class _TorchOps:
     def _add_one(self, compute: Callable[..., Tensor], *inputs: int) -> int:
         """An operation of one result that reads nothing of the step."""
         return self._add(lambda _, *values: (compute(*values),), *inputs)[0]
+
+    def apply(self, compute: Callable[[Tensor], Tensor], x: int) -> int:
+        """An operation of one value that no architecture declares."""
+        return self._add_one(compute, x)
 
     def embedding(self, table: Weight, ids: Ids) -> int:
         rows, dtype = self._weights.table(table), self._weights.dtype

@@ -13,17 +13,20 @@ _ALLOWED: Mapping[str, tuple[str | None, ...]] = {
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "device": ("auto", "cpu"),
     "quantization": (None, "int8", "int4"),
+    "collective": ("auto", "shared_memory", "gloo"),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchOptions:
     """dtype: of arithmetic, weights and KV cache; "auto": the checkpoint's, where the processor is quick in it.
-    device: where the model runs. quantization: format of the weights of linear layers, None: that of `dtype`."""
+    device: where the model runs. quantization: format of the weights of linear layers, None: that of `dtype`.
+    collective: through what several processes add up their parts; "auto": shared memory, which is quicker."""
 
     dtype: str = "auto"
     device: str = "auto"
     quantization: str | None = None
+    collective: str = "auto"
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "TorchOptions":

@@ -5,6 +5,7 @@ Importing this module does not load torch; the factory does.
 
 import json
 from collections.abc import Iterable
+from functools import partial
 from importlib.util import find_spec
 
 from nanovllm.architectures import SUPPORTED_MODEL_TYPES
@@ -22,7 +23,12 @@ _PRIORITY = 5  # below onnxruntime's 10, whose kernels are the quicker ones on a
 def nanovllm_model_runners() -> Iterable[ModelRunnerPlugin]:
     return [
         ModelRunnerPlugin(
-            name="torch", factory=_make_runner, can_load=_can_load, priority=_PRIORITY, status=_torch_in_words
+            name="torch",
+            factory=_make_runner,
+            can_load=_can_load,
+            priority=_PRIORITY,
+            tensor_parallel=True,
+            status=_torch_in_words,
         )
     ]
 
@@ -64,10 +70,12 @@ def _make_runner(source: ModelSource, config: EngineConfig) -> ModelRunner:
         raise ModelError(f"backend 'torch' cannot run: {missing}.")
     from backends.pytorch.load import load_runner
     from backends.pytorch.options import TorchOptions
+    from backends.pytorch.parallel.runner import load_parallel_runner
     from nanovllm.checkpoint import Checkpoint
     from nanovllm.resources import num_physical_cores
 
-    return load_runner(
+    size = config.tensor_parallel_size
+    return (load_runner if size == 1 else partial(load_parallel_runner, size=size))(
         Checkpoint(source.folder),
         name=source.folder.resolve().name,
         options=TorchOptions.from_options(config.backend_options),

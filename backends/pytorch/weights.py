@@ -6,7 +6,7 @@ are read in slices straight into the tensor that stays, so that no second copy o
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,11 +14,18 @@ import torch
 from nanovllm.architectures import Weight
 from nanovllm.checkpoint import Checkpoint, Tensor
 
-__all__ = ["Weights"]
+__all__ = ["ColumnPart", "Weights"]
 
 _SLICE_BYTES = 16 * 2**20  # of a tensor while it is read
 
 _MAPPED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnPart(Weight):
+    """Columns (start, stop) of the matrix that `stored` describes, which must be given; `shape` is the part's."""
+
+    columns: tuple[int, int] = (0, 0)
 
 
 class Weights:
@@ -47,12 +54,8 @@ class Weights:
     def table(self, weight: Weight) -> torch.Tensor:
         """A table of which few rows are read at a time: on a CPU it stays in its file and keeps the file's dtype."""
         tensor = self._checkpoint.tensor(weight.name, weight.stored_shape)
-        is_whole = weight.stored is None and tensor.offset % tensor.dtype.itemsize == 0
-        if self.device.type != "cpu" or not is_whole or not tensor.file.is_file() or tensor.dtype.name not in _MAPPED:
-            return self.merged([weight])
-        integers = np.dtype(f"<i{tensor.dtype.itemsize}")  # numpy has no bf16
-        mapped = np.memmap(tensor.file, integers, mode="c", offset=tensor.offset, shape=tensor.shape)
-        return torch.from_numpy(mapped).view(_MAPPED[tensor.dtype.name])
+        mapped = _mapped(tensor) if self.device.type == "cpu" and weight.stored is None else None
+        return self.merged([weight]) if mapped is None else mapped
 
     def _slices(self, weight: Weight) -> Iterator[torch.Tensor]:
         """Consecutive rows of the weight, in the file's dtype, taken out of the tensor that holds it; see `Stored`."""
@@ -60,14 +63,35 @@ class Weights:
         if weight.stored is None:
             yield from _rows(tensor, 0, tensor.shape[0])
             return
+        columns = weight.columns if isinstance(weight, ColumnPart) else None
         matrix = replace(tensor, shape=(math.prod(tensor.shape[:-1]), tensor.shape[-1])) if tensor.shape[1:] else tensor
         if weight.stored.transposed:
-            turned = torch.cat(list(_rows(matrix, 0, matrix.shape[0]))).t()
+            turned = torch.cat(list(_rows(matrix, *(columns or (0, matrix.shape[0]))))).t()
             for start, stop in weight.stored.ranges:
                 yield turned[start:stop]
             return
         for start, stop in weight.stored.ranges:
-            yield from _rows(matrix, start, stop)
+            yield from _rows(matrix, start, stop) if columns is None else _column_slices(matrix, start, stop, columns)
+
+
+def _mapped(tensor: Tensor) -> torch.Tensor | None:
+    """The tensor in its file, of which memory takes only what is read; None where it cannot be had so."""
+    is_aligned = tensor.offset % tensor.dtype.itemsize == 0
+    if not is_aligned or not tensor.file.is_file() or tensor.dtype.name not in _MAPPED:
+        return None
+    integers = np.dtype(f"<i{tensor.dtype.itemsize}")  # numpy has no bf16
+    mapped = np.memmap(tensor.file, integers, mode="c", offset=tensor.offset, shape=tensor.shape)
+    return torch.from_numpy(mapped).view(_MAPPED[tensor.dtype.name])
+
+
+def _column_slices(matrix: Tensor, start: int, stop: int, columns: tuple[int, int]) -> Iterator[torch.Tensor]:
+    """Some columns of rows start .. stop. Out of a mapped file only their pages are read."""
+    mapped = _mapped(matrix)
+    if mapped is not None:
+        yield mapped[start:stop, slice(*columns)]
+        return
+    for part in _rows(matrix, start, stop):
+        yield part[:, slice(*columns)]
 
 
 def _rows(tensor: Tensor, start: int, stop: int) -> Iterator[torch.Tensor]:

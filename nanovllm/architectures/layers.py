@@ -1,7 +1,7 @@
 """What several families are made of: named linear layers, cut and turned weights, attention, MLPs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TypeVar
 
@@ -88,7 +88,9 @@ def attention(
     norms: HeadNorms | None = None,
 ) -> V:
     """Attention between its projections. projections: of queries, keys and values."""
-    query, key, value = ops.linear(x, projections, shard="column")
+    heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+    layers = [replace(layer, heads=count) for layer, count in zip(projections, heads, strict=True)]
+    query, key, value = ops.linear(x, layers, shard="column")
     if norms is not None:
         query = ops.rms_norm(query, norms.query, eps=norms.eps, offset=norms.offset, groups=spec.num_heads)
         key = ops.rms_norm(key, norms.key, eps=norms.eps, offset=norms.offset, groups=spec.num_kv_heads)

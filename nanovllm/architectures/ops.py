@@ -76,10 +76,15 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """x @ weight.T + bias. weight: (out_features, in_features), as PyTorch keeps it; bias: (out_features,)."""
+    """x @ weight.T + bias. weight: (out_features, in_features), as PyTorch keeps it; bias: (out_features,).
+
+    heads: whose features the outputs are, one head after the other; an interpreter that cuts the layer keeps heads
+    whole. None: they may be cut anywhere.
+    """
 
     weight: Weight
     bias: Weight | None = None
+    heads: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

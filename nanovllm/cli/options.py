@@ -19,6 +19,7 @@ _ENGINE_COUNTS = (
     ("num-kv-blocks", "blocks of the KV cache (default: what the memory holds)"),
     ("kv-cache-memory-bytes", "memory of the KV cache (default: half of what is free, at most what can be used)"),
     ("num-threads", "compute threads (default: the physical cores)"),
+    ("tensor-parallel-size", "processes among which the model is divided (default: 1; backend torch)"),
 )
 
 

@@ -45,7 +45,7 @@ def build_engine(config: EngineConfig, plugins: PluginManager | None = None) -> 
     """An engine ready to serve. Raises ModelError, PluginError, ConfigError or KVCacheError."""
     plugins = plugins or PluginManager.discover()
     source = _resolve(config, plugins)
-    plugin = plugins.select_model_runner(source, config.backend)
+    plugin = plugins.select_model_runner(source, config.backend, tensor_parallel_size=config.tensor_parallel_size)
     tokenizer, tokenizer_folder = _load_tokenizer(config, plugins, source, plugin)
     runner = _make("backend", plugin.name, source, lambda: plugin.factory(source, config))
     try:

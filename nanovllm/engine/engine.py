@@ -139,7 +139,7 @@ class LLMEngine:
         """Computes one step; returns the outputs of requests that have something to tell.
 
         Where the runner fails, the requests that it fails on end with an output whose `error` says why; the others go
-        on. Nothing that a runner does is raised here.
+        on. Raises `BackendLostError` where the runner can run no step any more; of what it does, nothing else.
         """
         step, self._ahead = self._ahead or self._start(), None
         if step is None:

@@ -14,7 +14,7 @@ from nanovllm.batch import Batch, RowLogprobs, StepOutput
 from nanovllm.engine.batch_builder import build_batch
 from nanovllm.engine.scheduler import Schedule
 from nanovllm.engine.sequence import SequenceStatus
-from nanovllm.errors import BackendError
+from nanovllm.errors import BackendError, BackendLostError
 from nanovllm.plugins.interfaces import ModelRunner, PendingStep
 
 __all__ = ["Execution", "StepExecutor", "SubmittedStep"]
@@ -64,9 +64,14 @@ class StepExecutor:
         return SubmittedStep(schedule, batch, self._submit(batch))
 
     def finish(self, step: SubmittedStep, ahead: SubmittedStep | None = None) -> Execution:
-        """Waits for a step. ahead: the one that was submitted after it. Never raises for what the runner did."""
+        """Waits for a step. ahead: the one that was submitted after it.
+
+        Raises `BackendLostError` where the runner is lost, and for nothing else that it did.
+        """
         try:
             return Execution(step.batch, self._result(step.batch, step.pending), ahead=ahead)
+        except BackendLostError:
+            raise
         except BackendError as error:
             unreported: list[int] = []
             if ahead is not None:
@@ -124,6 +129,8 @@ class StepExecutor:
         try:
             batch = build_batch(parts.schedule.part(indices, parts.unreported), self._block_size)
             parts.put(indices, self._result(batch, self._submit(batch)))
+        except BackendLostError:
+            raise
         except BackendError as error:
             self._split(parts, indices, error)
 

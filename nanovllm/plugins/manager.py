@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import pluggy
 
-from nanovllm.errors import PluginError, PluginNotFoundError
+from nanovllm.errors import ConfigError, PluginError, PluginNotFoundError
 from nanovllm.plugins import hookspecs
 from nanovllm.plugins.records import ModelRunnerPlugin, ModelSource, TokenizerPlugin, Verdict
 
@@ -99,10 +99,22 @@ class PluginManager:
         name = name or os.environ.get(BACKEND_VARIABLE) or None
         return None if name is None else _named("backend", self.model_runners(), name, self.broken)
 
-    def select_model_runner(self, source: ModelSource, name: str | None) -> ModelRunnerPlugin:
-        """The backend of that name (or of NANOVLLM_BACKEND); else the best one that can load `source`."""
+    def select_model_runner(
+        self, source: ModelSource, name: str | None, *, tensor_parallel_size: int = 1
+    ) -> ModelRunnerPlugin:
+        """The backend of that name (or of NANOVLLM_BACKEND); else the best one that can load `source`.
+
+        tensor_parallel_size: where above 1, only backends that divide a model count. Raises `ConfigError` for another
+        one that is named, and where there is none.
+        """
         name = name or os.environ.get(BACKEND_VARIABLE) or None
-        return _select("backend", self.model_runners(), source, name, self.broken)
+        records = self.model_runners()
+        if tensor_parallel_size > 1:
+            able = {record.name: record for record in records.values() if record.tensor_parallel}
+            if not able or (name in records and name not in able):
+                raise ConfigError(_not_parallel(tensor_parallel_size, name, able))
+            records = able if name is None else records
+        return _select("backend", records, source, name, self.broken)
 
     def select_tokenizer(self, source: ModelSource, name: str | None) -> TokenizerPlugin:
         """The tokenizer of that name; else the best one that can load `source`."""
@@ -156,6 +168,14 @@ def _named(what: str, records: dict[str, RecordT], name: str, broken: Iterable[B
     by = f" ({BACKEND_VARIABLE})" if what == "backend" and os.environ.get(BACKEND_VARIABLE) == name else ""
     raise PluginNotFoundError(
         f"there is no {what} named {name!r}{by}. Installed: {', '.join(records) or 'none'}.{_describe(broken)}"
+    )
+
+
+def _not_parallel(tensor_parallel_size: int, name: str | None, able: Iterable[str]) -> str:
+    who = "no installed backend divides" if name is None else f"backend {name!r} does not divide"
+    return (
+        f"tensor_parallel_size is {tensor_parallel_size}, but {who} a model among processes; those that do: "
+        f"{', '.join(able) or 'none'}. Name one of them, or leave tensor_parallel_size out."
     )
 
 

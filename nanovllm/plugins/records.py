@@ -41,6 +41,8 @@ class ModelRunnerPlugin:
     devices: tuple[str, ...] = ("cpu",)
     needs_folder: bool = True
     kv: KVMode = "paged"
+    tensor_parallel: bool = False
+    """Whether the factory honours `EngineConfig.tensor_parallel_size`; one that does not is never given more than 1."""
     tokenizer: str | None = None
     """Name of the tokenizer plugin to use where the user names none and the model has no folder."""
     status: Callable[[], str] | None = None

@@ -8,7 +8,7 @@ import pytest
 from async_mock import GREEDY, PATIENCE_S, HeldRunner, HeldTokenizer, async_llm, predicted, read, settle, token_ids_of
 
 from backends.mock.runner import MockRunner
-from nanovllm import BackendError, ConfigError, PromptError, RequestError, SamplingParams
+from nanovllm import BackendError, BackendLostError, ConfigError, PromptError, RequestError, SamplingParams
 from nanovllm.plugins import Batch, StepOutput
 
 
@@ -162,15 +162,20 @@ def test_a_late_reader_gets_what_was_said_before_the_error_and_then_the_error() 
     asyncio.run(main())
 
 
-def test_an_engine_that_dies_tells_everybody_and_refuses_what_comes_later() -> None:
+@pytest.mark.parametrize(
+    "error", [PulledPlug("gone"), BackendLostError("gone")], ids=lambda error: type(error).__name__
+)
+def test_an_engine_that_dies_tells_everybody_and_refuses_what_comes_later(error: BaseException) -> None:
     async def main() -> None:
-        runner = PoisonedRunner(PulledPlug("gone"))
+        runner = PoisonedRunner(error)
         llm = async_llm(runner, max_num_seqs=4)
         long = replace(GREEDY, max_tokens=60)
         streams = [read(llm.generate([i + 1], long)) for i in range(6)]
         fatal = read(llm.generate([1, 99], GREEDY))
         results = await asyncio.gather(*streams, fatal, return_exceptions=True)
-        assert all(isinstance(result, BackendError) and "PulledPlug: gone" in str(result) for result in results)
+        assert all(
+            isinstance(result, BackendError) and f"{type(error).__name__}: gone" in str(result) for result in results
+        )
         assert all(isinstance(result, BackendError) and result.__cause__ is runner.error for result in results)
         assert len({id(result) for result in results}) == len(results)
         assert llm.errored
