@@ -5,6 +5,7 @@ checkpoint file.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +22,16 @@ __all__ = ["activate", "record"]
 
 
 def record(
-    decoder: Decoder, weights: Weights, attention: PagedAttention, make_linear: MakeLinear
+    decoder: Decoder, weights: Weights, attention: PagedAttention[Any], make_linear: MakeLinear
 ) -> tuple[Program, list[Rope]]:
     """The program of `decoder` and the ropes whose rotations its steps need. Raises `CheckpointError`."""
     ops = _TorchOps(weights, attention, make_linear)
     with torch.inference_mode():
         result = decoder.logits(ops)
-    return Program(ops.instructions, result, ops.last_write), list(ops.ropes)
+    program = Program(
+        ops.instructions, result, last_write=ops.last_write, head=ops.head, is_static=not ops.looks_at_values
+    )
+    return program, list(ops.ropes)
 
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
@@ -40,14 +44,15 @@ def activate(x: Tensor, kind: Activation) -> Tensor:
 class _TorchOps:
     """`Ops` on places of values in a program."""
 
-    def __init__(self, weights: Weights, attention: PagedAttention, make_linear: MakeLinear) -> None:
+    def __init__(self, weights: Weights, attention: PagedAttention[Any], make_linear: MakeLinear) -> None:
         self._weights = weights
         self._attention = attention
         self._make_linear = make_linear
         self._num_places = 0
         self.instructions: list[Instruction] = []
         self.ropes: dict[Rope, int] = {}
-        self.last_write = -1
+        self.last_write = self.head = -1
+        self.looks_at_values = False
 
     def _add(self, operation: Operation, *inputs: int, num_outputs: int = 1) -> tuple[int, ...]:
         outputs = tuple(range(self._num_places, self._num_places + num_outputs))
@@ -115,6 +120,7 @@ class _TorchOps:
         return self._add_one(lambda gate, up: activate(gate, kind).mul_(up), gate, up)
 
     def moe(self, x: int, mixture: Mixture) -> int:
+        self.looks_at_values = True  # how many tokens each expert has
         router = self._weights.merged([mixture.router])
         merged = [(self._merged([e.gate, e.up], "column"), self._merged([e.down], "row")) for e in mixture.experts]
         return self._add_one(Experts(router, merged, mixture, lambda x: activate(x, mixture.activation)), x)
@@ -129,4 +135,5 @@ class _TorchOps:
         return self._add_one(lambda x: (x / cap).tanh_().mul_(cap), x)
 
     def wanted_rows(self, x: int) -> int:
+        self.head = len(self.instructions)
         return self._add(lambda step, x: (x.index_select(0, step.wanted),), x)[0]
