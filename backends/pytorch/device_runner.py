@@ -34,7 +34,7 @@ from nanovllm.model_info import ModelInfo
 from nanovllm.plugins.interfaces import PendingStep
 from nanovllm.sampler import plain_rows
 
-__all__ = ["DeviceRunner"]
+__all__ = ["DeviceRunner", "Rotations"]
 
 BoolArray = npt.NDArray[np.bool_]
 Rotations = Callable[[Tensor], list[Any]]

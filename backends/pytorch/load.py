@@ -1,15 +1,19 @@
 """A runner from a checkpoint: picks device and dtype, records the program, puts the parts together."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
+from backends.pytorch.attention import PagedAttention
 from backends.pytorch.cpu_attention import CPUAttention
 from backends.pytorch.cuda_graphs import CUDAGraphs
 from backends.pytorch.decode_graphs import Capture, DecodeGraphs, graph_sizes
 from backends.pytorch.device_memory import DEFAULT_UTILIZATION, CUDAMemory, DeviceMemory
-from backends.pytorch.device_runner import DeviceRunner
+from backends.pytorch.device_runner import DeviceRunner, Rotations
 from backends.pytorch.devices import choose_device
+from backends.pytorch.fusion import Fuse, compiled, unfused
 from backends.pytorch.linear import MakeLinear, make_linear
 from backends.pytorch.model_facts import make_model_info
 from backends.pytorch.ops import record
@@ -18,14 +22,22 @@ from backends.pytorch.precision import choose_dtype
 from backends.pytorch.quantized import make_int4_linear, make_int8_linear
 from backends.pytorch.runner import TorchRunner
 from backends.pytorch.step_limits import StepLimits
+from backends.pytorch.step_tensors import StepTensors
 from backends.pytorch.triton_attention import PairRotations, TritonAttention
 from backends.pytorch.triton_kernels.device_code import device_code
 from backends.pytorch.weights import Weights
-from nanovllm.architectures import ArchitectureError, Decoder, UnknownArchitectureError, decoder_from_config
+from nanovllm.architectures import (
+    ArchitectureError,
+    Decoder,
+    Geometry,
+    Rope,
+    UnknownArchitectureError,
+    decoder_from_config,
+)
 from nanovllm.checkpoint import CONFIG_FILE, Checkpoint
 from nanovllm.errors import CheckpointError, UnsupportedModelError
 
-__all__ = ["load_device_runner", "load_runner"]
+__all__ = ["DeviceParts", "load_device_runner", "load_runner"]
 
 _MAKE_LINEAR: dict[str | None, MakeLinear] = {None: make_linear, "int8": make_int8_linear, "int4": make_int4_linear}
 
@@ -45,12 +57,21 @@ def load_runner(
     torch.set_num_threads(num_threads)
     device = choose_device(options)
     if device.type == "cuda":
-        return _load_on_cuda(checkpoint, device, name=name, options=options, limits=limits, max_model_len=max_model_len)
+        return load_device_runner(
+            checkpoint,
+            device,
+            _cuda_parts(device, options),
+            name=name,
+            dtype=options.dtype,
+            limits=limits,
+            max_model_len=max_model_len,
+        )
     dtype = choose_dtype(options.dtype, checkpoint, device)
     decoder = _decoder(checkpoint, max_model_len)
     attention = CPUAttention(decoder.geometry, dtype, device)
     weights = Weights(checkpoint, dtype, device)
-    program, ropes = record(decoder, weights, attention, _MAKE_LINEAR[options.quantization])
+    fuse = compiled if options.torch_compile else unfused
+    program, ropes = record(decoder, weights, attention, _MAKE_LINEAR[options.quantization], fuse=fuse)
     info = make_model_info(
         checkpoint,
         decoder.geometry,
@@ -62,26 +83,35 @@ def load_runner(
     return TorchRunner(program, ropes, attention, info, device=device, num_threads=num_threads)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceParts:
+    """What a device brings. make_attention, make_rotations: of one kind. capture: makes graphs of decode steps; None:
+    no graphs. memory: None where the engine sizes the KV cache. fuse: of chains of point-wise operations."""
+
+    make_attention: Callable[[Geometry, torch.dtype, torch.device], PagedAttention[StepTensors]]
+    make_rotations: Callable[[list[Rope], torch.device], Rotations] = PairRotations
+    capture: Capture | None = None
+    memory: DeviceMemory | None = None
+    fuse: Fuse = unfused
+
+
 def load_device_runner(
     checkpoint: Checkpoint,
     device: torch.device,
+    parts: DeviceParts,
     *,
     name: str,
     dtype: str,
     limits: StepLimits,
     max_model_len: int | None = None,
-    num_processors: int,
-    capture: Capture | None = None,
-    memory: DeviceMemory | None = None,
 ) -> DeviceRunner:
-    """A runner with the Triton kernels, which on a CPU need Triton's interpreter. num_processors: of the device.
-    capture: makes graphs of decode steps; None: no graphs. memory: of the device, where the runner is to say what is
-    left of it for the KV cache. Else as `load_runner`."""
+    """As `load_runner`, around the parts of any device. dtype: "auto" or a name."""
     chosen = choose_dtype(dtype, checkpoint, device)
     decoder = _decoder(checkpoint, max_model_len)
     geometry = decoder.geometry
-    attention = TritonAttention(geometry, chosen, device, num_processors=num_processors)
-    program, ropes = record(decoder, Weights(checkpoint, chosen, device), attention, make_linear)
+    attention = parts.make_attention(geometry, chosen, device)
+    weights = Weights(checkpoint, chosen, device)
+    program, ropes = record(decoder, weights, attention, make_linear, fuse=parts.fuse)
     info = make_model_info(
         checkpoint,
         geometry,
@@ -93,37 +123,26 @@ def load_device_runner(
     longest = min(limits.max_model_len, geometry.max_model_len)
     return DeviceRunner(
         program,
-        PairRotations(ropes, device),
+        parts.make_rotations(ropes, device),
         attention,
         info,
         device=device,
         limits=replace(limits, max_model_len=longest),
-        graphs=None if capture is None else DecodeGraphs(graph_sizes(limits.max_num_seqs), capture),
-        memory=memory,
+        graphs=None if parts.capture is None else DecodeGraphs(graph_sizes(limits.max_num_seqs), parts.capture),
+        memory=parts.memory,
     )
 
 
-def _load_on_cuda(
-    checkpoint: Checkpoint,
-    device: torch.device,
-    *,
-    name: str,
-    options: TorchOptions,
-    limits: StepLimits,
-    max_model_len: int | None,
-) -> DeviceRunner:
-    device_code()  # says what is missing before anything large is read
+def _cuda_parts(device: torch.device, options: TorchOptions) -> DeviceParts:
+    """Raises `ConfigError` where Triton is missing."""
+    device_code()
     torch.cuda.set_device(device)  # Triton launches on the current device
-    return load_device_runner(
-        checkpoint,
-        device,
-        name=name,
-        dtype=options.dtype,
-        limits=limits,
-        max_model_len=max_model_len,
-        num_processors=torch.cuda.get_device_properties(device).multi_processor_count,
+    num_processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return DeviceParts(
+        make_attention=partial(TritonAttention, num_processors=num_processors),
         capture=None if options.enforce_eager else CUDAGraphs(device),
         memory=CUDAMemory(device, options.gpu_memory_utilization or DEFAULT_UTILIZATION),
+        fuse=compiled if options.torch_compile else unfused,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from backends.pytorch.attention import PagedAttention
 from backends.pytorch.experts import Experts
+from backends.pytorch.fusion import Fuse, unfused
 from backends.pytorch.linear import LinearLayer, MakeLinear
 from backends.pytorch.program import Instruction, Operation, Program, StepInputs
 from backends.pytorch.weights import Weights
@@ -22,10 +23,15 @@ __all__ = ["activate", "record"]
 
 
 def record(
-    decoder: Decoder, weights: Weights, attention: PagedAttention[Any], make_linear: MakeLinear
+    decoder: Decoder,
+    weights: Weights,
+    attention: PagedAttention[Any],
+    make_linear: MakeLinear,
+    *,
+    fuse: Fuse = unfused,
 ) -> tuple[Program, list[Rope]]:
     """The program of `decoder` and the ropes whose rotations its steps need. Raises `CheckpointError`."""
-    ops = _TorchOps(weights, attention, make_linear)
+    ops = _TorchOps(weights, attention, make_linear, fuse)
     with torch.inference_mode():
         result = decoder.logits(ops)
     program = Program(
@@ -44,10 +50,11 @@ def activate(x: Tensor, kind: Activation) -> Tensor:
 class _TorchOps:
     """`Ops` on places of values in a program."""
 
-    def __init__(self, weights: Weights, attention: PagedAttention[Any], make_linear: MakeLinear) -> None:
+    def __init__(self, weights: Weights, attention: PagedAttention[Any], make_linear: MakeLinear, fuse: Fuse) -> None:
         self._weights = weights
         self._attention = attention
         self._make_linear = make_linear
+        self._fuse = fuse
         self._num_places = 0
         self.instructions: list[Instruction] = []
         self.ropes: dict[Rope, int] = {}
@@ -96,11 +103,11 @@ class _TorchOps:
             parts = x.float() if groups == 1 else x.float().view(len(x), groups, -1)
             return F.rms_norm(parts, gain.shape, gain, eps).view(x.shape).to(x.dtype)
 
-        return self._add_one(norm, x)
+        return self._add_one(self._fuse(norm), x)
 
     def layer_norm(self, x: int, weight: Weight, bias: Weight | None, *, eps: float) -> int:
         gain, shift = self._weights.vector(weight), None if bias is None else self._weights.vector(bias)
-        return self._add_one(lambda x: F.layer_norm(x.float(), gain.shape, gain, shift, eps).to(x.dtype), x)
+        return self._add_one(self._fuse(lambda x: F.layer_norm(x.float(), gain.shape, gain, shift, eps).to(x.dtype)), x)
 
     def attention(self, query: int, key: int, value: int, spec: AttentionSpec) -> int:
         attend = self._attention.attend
@@ -114,10 +121,10 @@ class _TorchOps:
         return self._add(run, query, key, value)[0]
 
     def activation(self, x: int, kind: Activation) -> int:
-        return self._add_one(lambda x: activate(x, kind), x)
+        return self._add_one(self._fuse(lambda x: activate(x, kind)), x)
 
     def gated(self, gate: int, up: int, kind: Activation) -> int:
-        return self._add_one(lambda gate, up: activate(gate, kind).mul_(up), gate, up)
+        return self._add_one(self._fuse(lambda gate, up: activate(gate, kind).mul_(up)), gate, up)
 
     def moe(self, x: int, mixture: Mixture) -> int:
         self.looks_at_values = True  # how many tokens each expert has
