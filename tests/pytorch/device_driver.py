@@ -1,6 +1,7 @@
 """Device runners on the CPU; graphs that only run their program again; and steps made by hand."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -20,7 +21,15 @@ from nanovllm.batch import SAMPLING_ROW, Batch, LogitsEdits, SamplingBatch
 from nanovllm.checkpoint import Checkpoint
 from tests.pytorch.planned_attention import PlannedAttention, planned_rotations
 
-__all__ = ["LIMITS", "RerunGraph", "Sequences", "load_device", "sampling_row"]
+__all__ = [
+    "LIMITS",
+    "RerunGraph",
+    "Sequences",
+    "load_device",
+    "one_after_the_other",
+    "overlapped",
+    "sampling_row",
+]
 
 LIMITS = StepLimits(max_num_seqs=9, max_num_batched_tokens=64, max_num_logits=64, max_model_len=128)
 
@@ -58,6 +67,7 @@ def load_device(
             capture=capture,
             memory=memory,
         )
+    torch.set_num_threads(1)
     checkpoint = Checkpoint(folder)
     return load_device_runner(checkpoint, torch.device("cpu"), parts, name="model", dtype=dtype, limits=limits)
 
@@ -126,3 +136,31 @@ def sampling_row(**parameters: float) -> np.ndarray[tuple[int], np.dtype[np.void
     for name, value in parameters.items():
         row[name] = value
     return row
+
+
+def one_after_the_other(
+    runner: DeviceRunner, sequences: Sequences, prompts: dict[int, list[int]], present: list[set[int]]
+) -> list[list[list[int]]]:
+    runner.allocate_kv_cache(sequences.total_blocks, sequences.block_size)
+    results = [[list(ids) for ids in runner.execute(sequences.step(prompts)).token_ids]]
+    latest = {i: ids[0] for i, ids in zip(prompts, results[0], strict=True)}
+    for members in present:
+        output = runner.execute(sequences.step({i: [latest[i]] for i in members}))
+        latest.update({i: ids[0] for i, ids in zip(members, output.token_ids, strict=True)})
+        results.append([list(ids) for ids in output.token_ids])
+    runner.execute(replace(sequences.step({0: [1]}), released_seq_ids=list(prompts), seq_ids=[-1]))
+    return results
+
+
+def overlapped(
+    runner: DeviceRunner, sequences: Sequences, prompts: dict[int, list[int]], present: list[set[int]]
+) -> list[list[list[int]]]:
+    """Every step is submitted before the result of the one before is taken."""
+    runner.allocate_kv_cache(sequences.total_blocks, sequences.block_size)
+    pending = [runner.submit(sequences.step(prompts))]
+    results = []
+    for members in present:
+        pending.append(runner.submit(sequences.step({i: [-1] for i in members})))
+        results.append(pending.pop(0).result())
+    results.append(pending.pop().result())
+    return [[list(ids) for ids in output.token_ids] for output in results]

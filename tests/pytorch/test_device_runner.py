@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from device_driver import LIMITS, RerunGraph, Sequences, load_device, sampling_row
+from device_driver import (
+    LIMITS,
+    RerunGraph,
+    Sequences,
+    load_device,
+    one_after_the_other,
+    overlapped,
+    sampling_row,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_driver import load_runner
@@ -184,34 +192,6 @@ ROWS = st.builds(
     top_k=st.sampled_from([0, 8]),
     seed=st.integers(0, 9),
 )
-
-
-def one_after_the_other(
-    runner: DeviceRunner, sequences: Sequences, prompts: dict[int, list[int]], present: list[set[int]]
-) -> list[list[list[int]]]:
-    runner.allocate_kv_cache(sequences.total_blocks, sequences.block_size)
-    results = [[list(ids) for ids in runner.execute(sequences.step(prompts)).token_ids]]
-    latest = {i: ids[0] for i, ids in zip(prompts, results[0], strict=True)}
-    for members in present:
-        output = runner.execute(sequences.step({i: [latest[i]] for i in members}))
-        latest.update({i: ids[0] for i, ids in zip(members, output.token_ids, strict=True)})
-        results.append([list(ids) for ids in output.token_ids])
-    runner.execute(replace(sequences.step({0: [1]}), released_seq_ids=list(prompts), seq_ids=[-1]))
-    return results
-
-
-def overlapped(
-    runner: DeviceRunner, sequences: Sequences, prompts: dict[int, list[int]], present: list[set[int]]
-) -> list[list[list[int]]]:
-    """Every step is submitted before the result of the one before is taken."""
-    runner.allocate_kv_cache(sequences.total_blocks, sequences.block_size)
-    pending = [runner.submit(sequences.step(prompts))]
-    results = []
-    for members in present:
-        pending.append(runner.submit(sequences.step({i: [-1] for i in members})))
-        results.append(pending.pop(0).result())
-    results.append(pending.pop().result())
-    return [[list(ids) for ids in output.token_ids] for output in results]
 
 
 class TestErrors:

@@ -1,10 +1,13 @@
 """Whole models on the Triton kernels, interpreted, compute what they compute on the CPU's own path."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from nanovllm import SamplingParams
 from nanovllm.errors import KVCacheError
@@ -18,7 +21,7 @@ from nanovllm.testing import (
     write_checkpoint,
 )
 from tests.architectures.family_configs import CASES, Case
-from tests.pytorch.device_driver import RerunGraph, load_device
+from tests.pytorch.device_driver import LIMITS, RerunGraph, Sequences, load_device, sampling_row
 from tests.pytorch.torch_driver import load_runner
 
 pytestmark = pytest.mark.usefixtures("interpreted")
@@ -69,6 +72,32 @@ def tokens_of(runner: LogitsModelRunner) -> list[list[int]]:
     outputs = run_requests(engine, [list(range(3, 40)), [7], list(range(50, 61))], [greedy, drawn, greedy])
     engine.close()
     return [output.outputs[0].token_ids for output in outputs]
+
+
+def test_graphs_that_divide_long_sequences_give_the_tokens_of_the_cpu(tmp_path: Path) -> None:
+    """The bound of a sequence's length, not its length, decides into how many parts a graph divides it."""
+    folder = write_checkpoint(tmp_path / "model", tiny_config(max_position_embeddings=2048))
+    limits = replace(LIMITS, max_model_len=2048)
+    runner = load_device(folder, triton=True, capture=RerunGraph, limits=limits)
+    assert tokens_of(runner) == tokens_of(load_runner(folder))
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # numpy's, inside the interpreter
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_what_a_sequence_of_nan_leaves_in_its_blocks_reaches_nobody(tmp_path: Path, dtype: str) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["model.embed_tokens.weight"][200] = math.inf
+    save_file(weights, path)
+    runner = load_device(folder, triton=True, dtype=dtype)
+    first, second = Sequences(sampling_row()), Sequences(sampling_row())
+    runner.allocate_kv_cache(first.total_blocks, first.block_size)
+    (expected,) = runner.forward(first.step({0: [1, 2, 3]}))
+    assert np.isnan(runner.forward(Sequences(sampling_row()).step({0: [200] * 64}))).all()
+    (logits,) = runner.forward(second.step({0: [1, 2, 3]}))
+    np.testing.assert_array_equal(logits, expected)
+    assert np.isfinite(expected).any()
 
 
 def test_a_block_size_that_the_kernels_do_not_take_is_refused(tmp_path: Path) -> None:
