@@ -8,7 +8,7 @@ the kind of device.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -217,7 +217,10 @@ class DeviceRunner(TorchRunner):
 
     @contextmanager
     def _failures(self, num_tokens: int) -> Iterator[None]:
+        """Errors of a step are `BackendError`s; its device is the current one, whatever thread asks."""
+        is_cuda = self._device.type == "cuda"
         try:
-            yield
+            with torch.cuda.device(self._device) if is_cuda else nullcontext():
+                yield
         except (RuntimeError, IndexError, ValueError) as error:
             raise BackendError(f"torch failed in a step of {num_tokens} tokens: {error}") from error
