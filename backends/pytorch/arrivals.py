@@ -1,16 +1,18 @@
 """Waiting for a device: events, and copies to the host that are under way.
 
-On a CPU everything has happened by the time a call returns, so events there are empty.
+The one place, beside the graphs and the memory, where kinds of devices differ: on a CPU everything has happened by the
+time a call returns, so events there are empty.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["Arrival", "StepEvent", "make_event"]
+__all__ = ["Arrival", "StepEvent", "as_current", "make_event"]
 
 
 class StepEvent(Protocol):
@@ -34,6 +36,11 @@ def make_event(device: torch.device) -> StepEvent:
         return _NothingToWaitFor()
     event: StepEvent = torch.cuda.Event()  # type: ignore[no-untyped-call]
     return event
+
+
+def as_current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes `device` the current one, which kernels are launched on; threads do not inherit that."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 class Arrival:

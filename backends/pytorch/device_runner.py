@@ -8,7 +8,7 @@ the kind of device.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from backends.pytorch.arrivals import Arrival
+from backends.pytorch.arrivals import Arrival, as_current
 from backends.pytorch.attention import PagedAttention
 from backends.pytorch.decode_graphs import DecodeGraphs
 from backends.pytorch.device_memory import DeviceMemory, kv_cache_bytes
@@ -25,7 +25,7 @@ from backends.pytorch.device_step import DeviceStep
 from backends.pytorch.program import Program, StepInputs
 from backends.pytorch.runner import TorchRunner
 from backends.pytorch.step_arrays import step_arrays
-from backends.pytorch.step_limits import StepLimits, decode_step, largest_step
+from backends.pytorch.step_limits import StepLimits, decode_step, largest_step, prompt_step
 from backends.pytorch.step_tensors import StepBuffers, StepShape, StepTensors
 from backends.pytorch.token_slots import TokenSlots
 from nanovllm.batch import Batch, Int32Array, StepOutput
@@ -41,6 +41,7 @@ Rotations = Callable[[Tensor], list[Any]]
 """From positions (num_tokens,) to the rotations of a step, as the attention takes them."""
 
 _LEAST_TOKEN_SLOTS = 1024  # four bytes each
+_PROMPT_LENS = (2, 4, 8, 16, 32, 64, 128)  # for each of which the kernels may be compiled anew
 
 
 class DeviceRunner(TorchRunner):
@@ -90,8 +91,12 @@ class DeviceRunner(TorchRunner):
         return num_bytes
 
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
-        """As in `ModelRunner`; captures all graphs as well, the largest first, whose memory the others share."""
+        """As in `ModelRunner`; captures all graphs as well, the largest first, whose memory the others share, and
+        compiles what prompts need, so that no request waits for it."""
         self._allocate(num_blocks, block_size)
+        for length in _PROMPT_LENS if self._memory is not None else ():
+            with self._failures(length):
+                self._run_body(prompt_step(length, self._table_width))
         sizes = [] if self._graphs is None else self._graphs.sizes
         for size in reversed(sizes):
             step = decode_step(self._limits, self._table_width, size)
@@ -218,9 +223,8 @@ class DeviceRunner(TorchRunner):
     @contextmanager
     def _failures(self, num_tokens: int) -> Iterator[None]:
         """Errors of a step are `BackendError`s; its device is the current one, whatever thread asks."""
-        is_cuda = self._device.type == "cuda"
         try:
-            with torch.cuda.device(self._device) if is_cuda else nullcontext():
+            with as_current(self._device):
                 yield
         except (RuntimeError, IndexError, ValueError) as error:
             raise BackendError(f"torch failed in a step of {num_tokens} tokens: {error}") from error

@@ -9,7 +9,7 @@ import numpy as np
 
 from nanovllm.batch import SAMPLING_ROW, Batch, Int32Array, SamplingBatch
 
-__all__ = ["StepLimits", "decode_step", "largest_step"]
+__all__ = ["StepLimits", "decode_step", "largest_step", "prompt_step"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,11 @@ def decode_step(limits: StepLimits, table_width: int, num_seqs: int | None = Non
     num_seqs = num_seqs or limits.max_num_seqs
     wanted = np.arange(num_seqs, dtype=np.int32)
     return _unplaced(np.ones(num_seqs, np.int64), table_width, wanted, temperature=0, top_p=1)
+
+
+def prompt_step(length: int, table_width: int) -> Batch:
+    """One prompt of `length` tokens, of which no row is wanted."""
+    return _unplaced(np.array([length]), table_width, np.zeros(0, np.int32), temperature=0, top_p=1)
 
 
 def _unplaced(

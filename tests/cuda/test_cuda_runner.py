@@ -94,8 +94,9 @@ def test_a_step_does_not_wait_for_the_device(tmp_path: Path) -> None:
     steps = Sequences(np.concatenate([sampling_row()] * 4))
     runner.allocate_kv_cache(steps.total_blocks, steps.block_size)
     runner.execute(steps.step({i: [1, 2] for i in range(4)}))
-    busy = torch.cuda.Event()
-    torch.cuda._sleep(2 * 10**9)
+    busy, matrix = torch.cuda.Event(), torch.zeros(8192, 8192, device="cuda")
+    for _ in range(100):
+        torch.mm(matrix, matrix)
     busy.record()
     pending = runner.submit(steps.step({i: [-1] for i in range(4)}))
     assert not busy.query(), "submitting waited for the device"
