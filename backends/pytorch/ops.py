@@ -142,5 +142,6 @@ class _TorchOps:
         return self._add_one(lambda x: (x / cap).tanh_().mul_(cap), x)
 
     def wanted_rows(self, x: int) -> int:
-        self.head = len(self.instructions)
-        return self._add(lambda step, x: (x.index_select(0, step.wanted),), x)[0]
+        rows = self._add(lambda step, x: (x.index_select(0, step.wanted),), x)[0]
+        self.head = len(self.instructions) - 1
+        return rows
