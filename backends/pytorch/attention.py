@@ -4,19 +4,19 @@ One implementation a device. The model's program knows this interface only; rota
 kernels fuse it with the write into the cache.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from backends.pytorch.rotary import Rotation
 from nanovllm.architectures import AttentionSpec
-from nanovllm.batch import Batch
 
 __all__ = ["PagedAttention"]
 
+StepT = TypeVar("StepT", contravariant=True)
 
-class PagedAttention(Protocol):
-    """Owns the pools of all layers."""
+
+class PagedAttention(Protocol[StepT]):
+    """Owns the pools of all layers. StepT: what it plans a step from, a `Batch` or what of it lies on the device."""
 
     @property
     def is_allocated(self) -> bool: ...
@@ -27,14 +27,15 @@ class PagedAttention(Protocol):
     def free(self) -> None:
         """Gives the pools back."""
 
-    def plan(self, batch: Batch) -> Any:
+    def plan(self, step: StepT, /) -> Any:
         """What one step needs beside the model's own values, made once and used by all layers."""
 
     def attend(
-        self, plan: Any, spec: AttentionSpec, rotation: Rotation | None, query: Tensor, key: Tensor, value: Tensor
+        self, plan: Any, spec: AttentionSpec, rotation: Any, query: Tensor, key: Tensor, value: Tensor
     ) -> Tensor:
         """Writes key and value at the slots of the step's tokens and attends over what each sequence has by then.
 
         query: (num_tokens, num_heads * head_dim), key and value: (num_tokens, num_kv_heads * head_dim), not rotated.
-        Returns (num_tokens, num_heads * head_dim).
+        The query may be written to. rotation: that of the spec's rope in the form that the device's runner makes; None
+        where the spec has no rope. Returns (num_tokens, num_heads * head_dim).
         """

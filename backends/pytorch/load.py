@@ -1,8 +1,19 @@
 """A runner from a checkpoint: picks device and dtype, records the program, puts the parts together."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
 import torch
 
+from backends.pytorch.attention import PagedAttention
 from backends.pytorch.cpu_attention import CPUAttention
+from backends.pytorch.cuda_graphs import CUDAGraphs
+from backends.pytorch.decode_graphs import Capture, DecodeGraphs, graph_sizes
+from backends.pytorch.device_memory import DEFAULT_UTILIZATION, CUDAMemory, DeviceMemory
+from backends.pytorch.device_runner import DeviceRunner, Rotations
+from backends.pytorch.devices import choose_device
+from backends.pytorch.fusion import Fuse, compiled, unfused
 from backends.pytorch.linear import MakeLinear, make_linear
 from backends.pytorch.model_facts import make_model_info
 from backends.pytorch.ops import record
@@ -12,12 +23,23 @@ from backends.pytorch.parallel.division import geometry_part
 from backends.pytorch.precision import choose_dtype
 from backends.pytorch.quantized import make_int4_linear, make_int8_linear
 from backends.pytorch.runner import TorchRunner
+from backends.pytorch.step_limits import StepLimits
+from backends.pytorch.step_tensors import StepTensors
+from backends.pytorch.triton_attention import PairRotations, TritonAttention
+from backends.pytorch.triton_kernels.device_code import device_code
 from backends.pytorch.weights import Weights
-from nanovllm.architectures import ArchitectureError, Decoder, UnknownArchitectureError, decoder_from_config
+from nanovllm.architectures import (
+    ArchitectureError,
+    Decoder,
+    Geometry,
+    Rope,
+    UnknownArchitectureError,
+    decoder_from_config,
+)
 from nanovllm.checkpoint import CONFIG_FILE, Checkpoint
 from nanovllm.errors import CheckpointError, UnsupportedModelError
 
-__all__ = ["load_runner", "read_decoder"]
+__all__ = ["DeviceParts", "load_device_runner", "load_runner", "read_decoder"]
 
 _MAKE_LINEAR: dict[str | None, MakeLinear] = {None: make_linear, "int8": make_int8_linear, "int4": make_int4_linear}
 
@@ -28,21 +50,34 @@ def load_runner(
     name: str,
     options: TorchOptions,
     num_threads: int,
+    limits: StepLimits,
     max_model_len: int | None = None,
     collective: Collective | None = None,
 ) -> TorchRunner:
-    """name: of the model. num_threads: compute threads, a setting of the whole process in torch. max_model_len: tokens
-    that the model is built for; None: as many as it allows. collective: the ranks among which the model is divided, if
-    it is; the runner, and the sizes in its `model_info`, are those of one rank's part. Raises `ModelError`, and
-    `ConfigError` where the model cannot be divided so."""
+    """name: of the model. num_threads: compute threads, a setting of the whole process in torch. limits: how large
+    steps are. max_model_len: tokens that the model is built for; None: as many as it allows. collective: the ranks
+    among which the model is divided, if it is; the runner, and the sizes in its `model_info`, are those of one rank's
+    part. Raises `ModelError`, and `ConfigError` where the options or the model do not allow it."""
     torch.set_num_threads(num_threads)
-    device = torch.device("cpu")  # the only one so far, whatever "auto" says
+    device = choose_device(options)
+    if device.type == "cuda":
+        return load_device_runner(
+            checkpoint,
+            device,
+            _cuda_parts(device, options),
+            name=name,
+            dtype=options.dtype,
+            limits=limits,
+            max_model_len=max_model_len,
+        )
     dtype = choose_dtype(options.dtype, checkpoint, device)
     decoder = read_decoder(checkpoint, max_model_len)
     geometry = decoder.geometry if collective is None else geometry_part(decoder.geometry, collective.rank)
     attention = CPUAttention(geometry, dtype, device)
     weights = Weights(checkpoint, dtype, device)
-    program, ropes = record(decoder, weights, attention, _MAKE_LINEAR[options.quantization], collective)
+    fuse = compiled if options.torch_compile else unfused
+    make = _MAKE_LINEAR[options.quantization]
+    program, ropes = record(decoder, weights, attention, make, collective, fuse=fuse)
     info = make_model_info(
         checkpoint,
         geometry,
@@ -52,6 +87,69 @@ def load_runner(
         quantization=options.quantization,
     )
     return TorchRunner(program, ropes, attention, info, device=device, num_threads=num_threads)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceParts:
+    """What a device brings. make_attention, make_rotations: of one kind. capture: makes graphs of decode steps; None:
+    no graphs. memory: None where the engine sizes the KV cache. fuse: of chains of point-wise operations."""
+
+    make_attention: Callable[[Geometry, torch.dtype, torch.device], PagedAttention[StepTensors]]
+    make_rotations: Callable[[list[Rope], torch.device], Rotations] = PairRotations
+    capture: Capture | None = None
+    memory: DeviceMemory | None = None
+    fuse: Fuse = unfused
+
+
+def load_device_runner(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    parts: DeviceParts,
+    *,
+    name: str,
+    dtype: str,
+    limits: StepLimits,
+    max_model_len: int | None = None,
+) -> DeviceRunner:
+    """As `load_runner`, around the parts of any device. dtype: "auto" or a name."""
+    chosen = choose_dtype(dtype, checkpoint, device)
+    decoder = read_decoder(checkpoint, max_model_len)
+    geometry = decoder.geometry
+    attention = parts.make_attention(geometry, chosen, device)
+    weights = Weights(checkpoint, chosen, device)
+    program, ropes = record(decoder, weights, attention, make_linear, fuse=parts.fuse)
+    info = make_model_info(
+        checkpoint,
+        geometry,
+        name=name,
+        dtype=str(chosen).removeprefix("torch."),
+        device=device.type,
+        quantization=None,
+    )
+    longest = min(limits.max_model_len, geometry.max_model_len)
+    return DeviceRunner(
+        program,
+        parts.make_rotations(ropes, device),
+        attention,
+        info,
+        device=device,
+        limits=replace(limits, max_model_len=longest),
+        graphs=None if parts.capture is None else DecodeGraphs(graph_sizes(limits.max_num_seqs), parts.capture),
+        memory=parts.memory,
+    )
+
+
+def _cuda_parts(device: torch.device, options: TorchOptions) -> DeviceParts:
+    """Raises `ConfigError` where Triton is missing."""
+    device_code()
+    torch.cuda.set_device(device)  # Triton launches on the current device
+    num_processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return DeviceParts(
+        make_attention=partial(TritonAttention, num_processors=num_processors),
+        capture=None if options.enforce_eager else CUDAGraphs(device),
+        memory=CUDAMemory(device, options.gpu_memory_utilization or DEFAULT_UTILIZATION),
+        fuse=compiled if options.torch_compile else unfused,
+    )
 
 
 def read_decoder(checkpoint: Checkpoint, max_model_len: int | None) -> Decoder:

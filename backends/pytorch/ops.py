@@ -5,6 +5,7 @@ checkpoint file.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from backends.pytorch.attention import PagedAttention
 from backends.pytorch.experts import Experts
+from backends.pytorch.fusion import Fuse, unfused
 from backends.pytorch.linear import LinearLayer, MakeLinear
 from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.parallel.divided_ops import DividedOps
@@ -25,18 +27,23 @@ __all__ = ["activate", "record"]
 def record(
     decoder: Decoder,
     weights: Weights,
-    attention: PagedAttention,
+    attention: PagedAttention[Any],
     make_linear: MakeLinear,
     collective: Collective | None = None,
+    *,
+    fuse: Fuse = unfused,
 ) -> tuple[Program, list[Rope]]:
     """The program of `decoder` and the ropes whose rotations its steps need. Raises `CheckpointError`.
 
     collective: the ranks among which the decoder is divided, if it is; the program is that of one of them.
     """
-    ops = _TorchOps(weights, attention, make_linear)
+    ops = _TorchOps(weights, attention, make_linear, fuse)
     with torch.inference_mode():
         result = decoder.logits(ops if collective is None else DividedOps(ops, collective))
-    return Program(ops.instructions, result, ops.last_write), list(ops.ropes)
+    program = Program(
+        ops.instructions, result, last_write=ops.last_write, head=ops.head, is_static=not ops.looks_at_values
+    )
+    return program, list(ops.ropes)
 
 
 def activate(x: Tensor, kind: Activation) -> Tensor:
@@ -49,14 +56,16 @@ def activate(x: Tensor, kind: Activation) -> Tensor:
 class _TorchOps:
     """`Ops` on places of values in a program."""
 
-    def __init__(self, weights: Weights, attention: PagedAttention, make_linear: MakeLinear) -> None:
+    def __init__(self, weights: Weights, attention: PagedAttention[Any], make_linear: MakeLinear, fuse: Fuse) -> None:
         self._weights = weights
         self._attention = attention
         self._make_linear = make_linear
+        self._fuse = fuse
         self._num_places = 0
         self.instructions: list[Instruction] = []
         self.ropes: dict[Rope, int] = {}
-        self.last_write = -1
+        self.last_write = self.head = -1
+        self.looks_at_values = False
 
     def _add(self, operation: Operation, *inputs: int, num_outputs: int = 1) -> tuple[int, ...]:
         outputs = tuple(range(self._num_places, self._num_places + num_outputs))
@@ -104,11 +113,11 @@ class _TorchOps:
             parts = x.float() if groups == 1 else x.float().view(len(x), groups, -1)
             return F.rms_norm(parts, gain.shape, gain, eps).view(x.shape).to(x.dtype)
 
-        return self._add_one(norm, x)
+        return self._add_one(self._fuse(norm), x)
 
     def layer_norm(self, x: int, weight: Weight, bias: Weight | None, *, eps: float) -> int:
         gain, shift = self._weights.vector(weight), None if bias is None else self._weights.vector(bias)
-        return self._add_one(lambda x: F.layer_norm(x.float(), gain.shape, gain, shift, eps).to(x.dtype), x)
+        return self._add_one(self._fuse(lambda x: F.layer_norm(x.float(), gain.shape, gain, shift, eps).to(x.dtype)), x)
 
     def attention(self, query: int, key: int, value: int, spec: AttentionSpec) -> int:
         attend = self._attention.attend
@@ -122,12 +131,13 @@ class _TorchOps:
         return self._add(run, query, key, value)[0]
 
     def activation(self, x: int, kind: Activation) -> int:
-        return self._add_one(lambda x: activate(x, kind), x)
+        return self._add_one(self._fuse(lambda x: activate(x, kind)), x)
 
     def gated(self, gate: int, up: int, kind: Activation) -> int:
-        return self._add_one(lambda gate, up: activate(gate, kind).mul_(up), gate, up)
+        return self._add_one(self._fuse(lambda gate, up: activate(gate, kind).mul_(up)), gate, up)
 
     def moe(self, x: int, mixture: Mixture) -> int:
+        self.looks_at_values = True  # how many tokens each expert has
         router = self._weights.merged([mixture.router])
         merged = [(self._merged([e.gate, e.up], "column"), self._merged([e.down], "row")) for e in mixture.experts]
         return self._add_one(Experts(router, merged, mixture, lambda x: activate(x, mixture.activation)), x)
@@ -142,4 +152,6 @@ class _TorchOps:
         return self._add_one(lambda x: (x / cap).tanh_().mul_(cap), x)
 
     def wanted_rows(self, x: int) -> int:
-        return self._add(lambda step, x: (x.index_select(0, step.wanted),), x)[0]
+        rows = self._add(lambda step, x: (x.index_select(0, step.wanted),), x)[0]
+        self.head = len(self.instructions) - 1
+        return rows

@@ -1,7 +1,8 @@
 """Options of this backend: `EngineConfig.backend_options`, checked."""
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -9,24 +10,25 @@ from nanovllm.errors import ConfigError
 
 __all__ = ["TorchOptions"]
 
-_ALLOWED: Mapping[str, tuple[str | None, ...]] = {
-    "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "device": ("auto", "cpu"),
-    "quantization": (None, "int8", "int4"),
-    "collective": ("auto", "shared_memory", "gloo"),
-}
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchOptions:
     """dtype: of arithmetic, weights and KV cache; "auto": the checkpoint's, where the processor is quick in it.
-    device: where the model runs. quantization: format of the weights of linear layers, None: that of `dtype`.
-    collective: through what several processes add up their parts; "auto": shared memory, which is quicker."""
+    device: where the model runs; "auto": the first CUDA device, where there is one. quantization: format of the weights
+    of linear layers, None: that of `dtype`. collective: through what several processes add up their parts; "auto":
+    shared memory, which is quicker. enforce_eager: no CUDA graphs. torch_compile: norms and activations are compiled.
+    gpu_memory_utilization: share of a CUDA device's memory that weights, activations and KV cache may take together;
+    None: 0.9."""
 
     dtype: str = "auto"
     device: str = "auto"
     quantization: str | None = None
     collective: str = "auto"
+    enforce_eager: bool = False
+    torch_compile: bool = False
+    gpu_memory_utilization: float | None = None
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "TorchOptions":
@@ -37,7 +39,40 @@ class TorchOptions:
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
                 raise ConfigError(f"unknown option {key!r} of backend 'torch'. {hint}")
-            if value not in _ALLOWED[key]:
-                allowed = ", ".join(map(repr, _ALLOWED[key]))
+            allowed, is_allowed = _RULES[key]
+            if not is_allowed(value):
                 raise ConfigError(f"option {key!r} of backend 'torch' is {value!r}; allowed: {allowed}.")
         return cls(**options)
+
+
+_Rule = tuple[str, Callable[[Any], bool]]
+"""What is allowed, in words, and whether a value is."""
+
+
+def _one_of(*values: str | None) -> _Rule:
+    return ", ".join(
+        map(repr, values)
+    ), lambda value: value in values if isinstance(value, str) else None in values and value is None
+
+
+def _is_device(value: Any) -> bool:
+    return isinstance(value, str) and _DEVICE.fullmatch(value) is not None
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_share(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1)
+
+
+_RULES: Mapping[str, _Rule] = {
+    "dtype": _one_of("auto", "float32", "bfloat16", "float16"),
+    "device": ("'auto', 'cpu', 'cuda', 'cuda:0' and so on", _is_device),
+    "quantization": _one_of(None, "int8", "int4"),
+    "collective": _one_of("auto", "shared_memory", "gloo"),
+    "enforce_eager": ("True, False", _is_bool),
+    "torch_compile": ("True, False", _is_bool),
+    "gpu_memory_utilization": ("a number above 0 and up to 1", _is_share),
+}

@@ -4,10 +4,12 @@ Importing this module does not load torch; the factory does.
 """
 
 import json
+import sys
 from collections.abc import Iterable
 from functools import partial
 from importlib.util import find_spec
 
+from backends.pytorch.cuda_presence import may_run_on_cuda
 from nanovllm.architectures import SUPPORTED_MODEL_TYPES
 from nanovllm.checkpoint import CONFIG_FILE, weight_files
 from nanovllm.config import EngineConfig
@@ -16,7 +18,8 @@ from nanovllm.plugins import ModelRunner, ModelRunnerPlugin, ModelSource, Verdic
 
 __all__ = ["nanovllm_model_runners"]
 
-_PRIORITY = 5  # below onnxruntime's 10, whose kernels are the quicker ones on a CPU
+_PRIORITY_ON_CPU = 5  # below onnxruntime's 10, whose kernels are the quicker ones on a CPU
+_PRIORITY_ON_CUDA = 15
 
 
 @hookimpl
@@ -26,7 +29,8 @@ def nanovllm_model_runners() -> Iterable[ModelRunnerPlugin]:
             name="torch",
             factory=_make_runner,
             can_load=_can_load,
-            priority=_PRIORITY,
+            priority=_PRIORITY_ON_CUDA if may_run_on_cuda() else _PRIORITY_ON_CPU,
+            devices=("cpu", "cuda"),
             tensor_parallel=True,
             status=_torch_in_words,
         )
@@ -34,7 +38,8 @@ def nanovllm_model_runners() -> Iterable[ModelRunnerPlugin]:
 
 
 def _torch_in_words() -> str:
-    return _missing() or "torch is installed"
+    found = "torch is installed"
+    return _missing() or (f"{found}, and there is an NVIDIA driver" if may_run_on_cuda() else found)
 
 
 def _missing() -> str | None:
@@ -71,6 +76,7 @@ def _make_runner(source: ModelSource, config: EngineConfig) -> ModelRunner:
     from backends.pytorch.load import load_runner
     from backends.pytorch.options import TorchOptions
     from backends.pytorch.parallel.runner import load_parallel_runner
+    from backends.pytorch.step_limits import StepLimits
     from nanovllm.checkpoint import Checkpoint
     from nanovllm.resources import num_physical_cores
 
@@ -80,5 +86,11 @@ def _make_runner(source: ModelSource, config: EngineConfig) -> ModelRunner:
         name=source.folder.resolve().name,
         options=TorchOptions.from_options(config.backend_options),
         num_threads=config.num_threads or num_physical_cores(),
+        limits=StepLimits(
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_logits=config.logits_limit,
+            max_model_len=config.max_model_len or sys.maxsize,
+        ),
         max_model_len=config.max_model_len,
     )

@@ -3,6 +3,8 @@
 In: a `Batch`. Out: logits of the wanted rows. Knows nothing about scheduling, sampling and the model's family.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -30,7 +32,7 @@ class TorchRunner(LogitsModelRunner):
         self,
         program: Program,
         ropes: list[Rope],
-        attention: PagedAttention,
+        attention: PagedAttention[Any],
         model_info: ModelInfo,
         *,
         device: torch.device,

@@ -120,7 +120,7 @@ def plan_kv_cache(runner: ModelRunner, config: EngineConfig, kv: KVMode, free_me
         num_blocks = config.max_num_seqs * blocks_per_sequence
         bytes_per_block = runner.kv_bytes_per_block(block_size)
         if bytes_per_block:
-            budget = config.kv_cache_memory_bytes or int(free_memory_bytes * KV_MEMORY_SHARE)
+            budget = config.kv_cache_memory_bytes or _kv_budget(runner, free_memory_bytes)
             num_blocks = min(num_blocks, budget // bytes_per_block)
     if num_blocks < blocks_per_sequence:
         if config.max_model_len is not None or num_blocks * block_size < 2 or kv == "per_sequence":
@@ -133,6 +133,12 @@ def plan_kv_cache(runner: ModelRunner, config: EngineConfig, kv: KVMode, free_me
             f"{config.max_num_batched_tokens} and max_model_len {max_model_len}. Raise the one or lower the other."
         )
     return KVGeometry(num_blocks, block_size, max_model_len)
+
+
+def _kv_budget(runner: ModelRunner, free_memory_bytes: int) -> int:
+    """Bytes for the KV cache where the user says nothing."""
+    on_device = runner.kv_memory_bytes()
+    return int(free_memory_bytes * KV_MEMORY_SHARE) if on_device is None else on_device
 
 
 def _too_small(num_blocks: int, block_size: int, max_model_len: int, runner: ModelRunner) -> str:

@@ -64,6 +64,12 @@ class ModelRunner(ABC):
     def kv_bytes_per_block(self, block_size: int) -> int:
         """Bytes of KV cache, over all layers, that one block of `block_size` tokens takes. 0: no memory here."""
 
+    def kv_memory_bytes(self) -> int | None:
+        """Bytes that the KV cache may take in the memory that this runner keeps it in. None: the machine's memory, of
+        which the engine takes a share. Asked before `allocate_kv_cache`, where the user sets no size; may run steps of
+        the largest size to find out."""
+        return None
+
     @abstractmethod
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         """Allocates the pools. Block ids in later batches are 0 .. num_blocks - 1. Raises `KVCacheError`."""

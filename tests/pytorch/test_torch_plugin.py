@@ -75,11 +75,61 @@ print(sorted({"onnxruntime", "onnx", "torch", "export", "ml_dtypes"} & set(sys.m
     assert result.stdout.strip() == "[]"
 
 
-def test_where_both_are_installed_a_checkpoint_goes_to_onnxruntime_unless_torch_is_named(checkpoint: Path) -> None:
+def test_where_both_are_installed_a_checkpoint_goes_to_onnxruntime_unless_torch_is_named(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     plugins = PluginManager.discover()
     source = ModelSource("model", checkpoint)
     assert plugins.select_model_runner(source, None).name == "onnxruntime"
     assert plugins.select_model_runner(source, "torch").name == "torch"
+
+
+def test_where_there_is_an_nvidia_driver_it_comes_before_onnxruntime(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "nvidia-smi").write_text("")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("backends.pytorch.cuda_presence.find_spec", lambda name: True)
+    for build, visible, priority in (
+        ("2.13.0", "0", 15),
+        ("2.13.0+cu130", "0", 15),
+        ("2.13.0+cpu", "0", 5),
+        ("2.13.0", "", 5),
+        ("2.13.0", "-1", 5),
+    ):
+        monkeypatch.setattr("backends.pytorch.cuda_presence.version", lambda name, build=build: build)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        (plugin,) = nanovllm_model_runners()
+        assert plugin.priority == priority, (build, visible)
+
+
+def test_compiled_chains_give_the_logits_of_plain_ones(tmp_path: Path) -> None:
+    """In a process of its own, since torch warns of its own deprecations while it compiles."""
+    folder = write_checkpoint(tmp_path / "model", tiny_config(model_type="qwen3"))
+    program = """
+import sys
+from pathlib import Path
+from nanovllm.testing import teacher_forced_logits
+from tests.pytorch.torch_driver import load_runner
+plain, fused = load_runner(Path(sys.argv[1])), load_runner(Path(sys.argv[1]), torch_compile=True)
+for count in (20, 3, 1):
+    logits, expected = (teacher_forced_logits(runner, list(range(count)), block_size=8) for runner in (fused, plain))
+    assert abs(logits - expected).max() < 1e-4
+from torch._dynamo.utils import counters
+print(counters["stats"]["unique_graphs"])
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    command = [sys.executable, "-c", program, str(folder)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+    if "compiler" in printed.stderr and "not found" in printed.stderr:
+        pytest.skip("torch.compile needs a C++ compiler: none is here")
+    assert printed.returncode == 0, printed.stderr
+    assert int(printed.stdout) > 0, "nothing was compiled"
+
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +138,12 @@ def test_where_both_are_installed_a_checkpoint_goes_to_onnxruntime_unless_torch_
         ({"dtyp": "float32"}, "unknown option 'dtyp' of backend 'torch'. Did you mean 'dtype'"),
         ({"dtype": "float8"}, "option 'dtype' of backend 'torch' is 'float8'; allowed: 'auto', 'float32'"),
         ({"dtype": ["float32"]}, "option 'dtype' of backend 'torch' is"),
-        ({"device": "cuda"}, "option 'device' of backend 'torch' is 'cuda'; allowed: 'auto', 'cpu'"),
+        ({"device": "tpu"}, "option 'device' of backend 'torch' is 'tpu'; allowed: 'auto', 'cpu', 'cuda', 'cuda:0'"),
+        ({"device": "cuda:"}, "option 'device' of backend 'torch' is 'cuda:'"),
+        ({"device": "cuda:99"}, "device is 'cuda:99', but torch"),
+        ({"enforce_eager": 1}, "option 'enforce_eager' of backend 'torch' is 1; allowed: True, False"),
+        ({"gpu_memory_utilization": 1.5}, "is 1.5; allowed: a number above 0 and up to 1"),
+        ({"gpu_memory_utilization": 0.5, "device": "cpu"}, "but the model runs on the CPU. Set kv_cache_memory_bytes"),
         ({"quantization": "int2"}, "allowed: None, 'int8', 'int4'"),
     ],
 )

@@ -15,9 +15,9 @@ __all__ = ["RecordingRunner", "load_runner"]
 
 
 def load_runner(folder: Path, *, max_model_len: int | None = None, **options: object) -> LogitsModelRunner:
-    """The runner that the plugin makes for `folder`, float32 unless the options say otherwise."""
+    """The runner that the plugin makes for `folder`, float32 and on the CPU unless the options say otherwise."""
     (plugin,) = nanovllm_model_runners()
-    options = {"dtype": "float32", **options}
+    options = {"dtype": "float32", "device": "cpu", **options}
     config = EngineConfig(model=str(folder), num_threads=1, max_model_len=max_model_len, backend_options=options)
     runner = plugin.factory(ModelSource(str(folder), folder), config)
     assert isinstance(runner, LogitsModelRunner)

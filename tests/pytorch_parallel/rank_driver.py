@@ -14,13 +14,16 @@ from backends.pytorch.parallel.division import Rank
 from backends.pytorch.parallel.meeting import make_collective, prepare_meeting
 from backends.pytorch.plugin import nanovllm_model_runners
 from backends.pytorch.runner import TorchRunner
+from backends.pytorch.step_limits import StepLimits
 from nanovllm.checkpoint import Checkpoint
 from nanovllm.config import EngineConfig
 from nanovllm.plugins import LogitsModelRunner, ModelSource
 
-__all__ = ["join_ranks", "load_parallel", "load_ranks", "on_every_rank", "worker_ids"]
+__all__ = ["LIMITS", "join_ranks", "load_parallel", "load_ranks", "on_every_rank", "worker_ids"]
 
 T = TypeVar("T")
+
+LIMITS = StepLimits(max_num_seqs=16, max_num_batched_tokens=512, max_num_logits=256, max_model_len=512)
 
 
 def load_parallel(folder: Path, size: int = 2, *, num_threads: int = 2, **options: Any) -> LogitsModelRunner:
@@ -50,7 +53,7 @@ def load_ranks(folder: Path, collectives: list[Collective], **given: Any) -> lis
     checkpoint = Checkpoint(folder)
     options = TorchOptions(**{"dtype": "float32", **given})
     return [
-        load_runner(checkpoint, name="model", options=options, num_threads=1, collective=collective)
+        load_runner(checkpoint, name="model", options=options, num_threads=1, limits=LIMITS, collective=collective)
         for collective in collectives
     ]
 

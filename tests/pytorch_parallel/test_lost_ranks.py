@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from rank_driver import load_parallel, worker_ids
+from rank_driver import LIMITS, load_parallel, worker_ids
 
 from backends.pytorch.options import TorchOptions
 from backends.pytorch.parallel.division import Rank
@@ -146,6 +146,7 @@ def test_a_rank_that_cannot_load_says_why(tmp_path: Path) -> None:
         name="model",
         options=TorchOptions(),
         num_threads=1,
+        limits=LIMITS,
         max_model_len=None,
     )
     workers = Workers([load])

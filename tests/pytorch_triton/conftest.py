@@ -57,3 +57,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "interpreted_or_cuda" in metafunc.fixturenames and "interpreted_or_cuda" not in names:
         devices = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
         metafunc.parametrize("interpreted_or_cuda", devices, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def interpreted() -> None:
+    """For tests that run the kernels in Triton's interpreter and nowhere else."""
+    if not HAS_TRITON:
+        pytest.skip("triton is not installed: no wheel of it for this platform")
+    if not INTERPRETED:
+        pytest.skip("the kernels are compiled for this machine's CUDA device; TRITON_INTERPRET=1 interprets them")

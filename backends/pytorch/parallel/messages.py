@@ -12,6 +12,7 @@ import numpy as np
 
 from backends.pytorch.options import TorchOptions
 from backends.pytorch.parallel.division import Rank
+from backends.pytorch.step_limits import StepLimits
 from nanovllm.batch import SAMPLING_ROW, Batch, SamplingBatch
 from nanovllm.checkpoint import Checkpoint
 from nanovllm.errors import NanoVLLMError
@@ -29,6 +30,7 @@ class Load:
     name: str
     options: TorchOptions
     num_threads: int
+    limits: StepLimits
     max_model_len: int | None
 
 

@@ -20,6 +20,7 @@ from backends.pytorch.parallel.meeting import make_collective, prepare_meeting
 from backends.pytorch.parallel.messages import Allocate, Join, Load, Step
 from backends.pytorch.parallel.workers import Workers
 from backends.pytorch.runner import TorchRunner
+from backends.pytorch.step_limits import StepLimits
 from nanovllm.batch import Batch
 from nanovllm.checkpoint import Checkpoint
 from nanovllm.errors import BackendError, ConfigError
@@ -89,6 +90,7 @@ def load_parallel_runner(
     name: str,
     options: TorchOptions,
     num_threads: int,
+    limits: StepLimits,
     max_model_len: int | None = None,
 ) -> ParallelRunner:
     """size: processes, this one included. num_threads: of all of them together; the rest is as for `load_runner`."""
@@ -105,6 +107,7 @@ def load_parallel_runner(
                 name=name,
                 options=options,
                 num_threads=max(1, num_threads // size),
+                limits=limits,
                 max_model_len=max_model_len,
             )
             for number in range(size)
@@ -128,6 +131,7 @@ def _meet(load: Load, workers: Workers) -> tuple[TorchRunner, Collective]:
         name=load.name,
         options=load.options,
         num_threads=load.num_threads,
+        limits=load.limits,
         max_model_len=load.max_model_len,
         collective=collective,
     )

@@ -32,6 +32,7 @@ class Worker:
             name=load.name,
             options=load.options,
             num_threads=load.num_threads,
+            limits=load.limits,
             max_model_len=load.max_model_len,
             collective=self._collective,
         )
