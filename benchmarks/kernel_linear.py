@@ -48,7 +48,8 @@ def main() -> None:
     library = options.library or find_library()
     if library is None:
         raise SystemExit("no kernel library is built: reinstall the package where a C++ compiler is.")
-    print(f"{'':<14}{'rows':>6}{'before GOP/s' if options.against else 'stock GOP/s':>14}{'kernel GOP/s':>14}{'ratio':>8}{'kernel GB/s':>13}")
+    first = "before GOP/s" if options.against else "stock GOP/s"
+    print(f"{'':<14}{'rows':>6}{first:>14}{'kernel GOP/s':>14}{'ratio':>8}{'kernel GB/s':>13}")
     for num_in, num_out in SHAPES:
         name = f"{num_in}x{num_out}"
         if options.only not in name:
