@@ -1,6 +1,7 @@
-"""A quantized product on CPU, one node: the stock body against the compiled kernel, alternating, medians.
+"""A quantized product on CPU, one node: the stock body, or another library, against the kernel, alternating, medians.
 
     python benchmarks/kernel_linear.py [--precision int8] [--threads 2] [--rounds 15] [--rows 1 48] [--only 896x9728]
+                                       [--library NEW.so] [--against OLD.so]
 
 Shapes are those of Qwen2-0.5B: qkv, output, gate-up, down and the head. Small layers are repeated with other weights
 until they fill 128 MiB, so that weights come from memory as they do in a model, not from a cache that one layer would
@@ -42,11 +43,13 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="*", default=NUM_ROWS)
     parser.add_argument("--only", default="", help="shapes whose name contains this")
     parser.add_argument("--library", type=Path, default=None, help="another kernel library")
+    parser.add_argument("--against", type=Path, default=None, help="a kernel library in place of the stock body")
     options = parser.parse_args()
     library = options.library or find_library()
     if library is None:
         raise SystemExit("no kernel library is built: reinstall the package where a C++ compiler is.")
-    print(f"{'':<14}{'rows':>6}{'stock GOP/s':>14}{'kernel GOP/s':>14}{'ratio':>8}{'kernel GB/s':>13}")
+    first = "before GOP/s" if options.against else "stock GOP/s"
+    print(f"{'':<14}{'rows':>6}{first:>14}{'kernel GOP/s':>14}{'ratio':>8}{'kernel GB/s':>13}")
     for num_in, num_out in SHAPES:
         name = f"{num_in}x{num_out}"
         if options.only not in name:
@@ -55,7 +58,8 @@ def main() -> None:
         layer_bytes = sum(array.nbytes for array in layer.weights(np.random.default_rng(0), num_in, num_out))
         num_layers = max(1, WEIGHT_BYTES // layer_bytes)
         clock = time.thread_time if options.threads == 1 else time.perf_counter
-        sessions = [open_layers(layer, num_in, num_out, num_layers, path, options.threads) for path in (None, library)]
+        libraries = options.against, library
+        sessions = [open_layers(layer, num_in, num_out, num_layers, path, options.threads) for path in libraries]
         for num_rows in options.rows:
             if num_out > 100_000 and num_rows > MAX_ROWS_OF_HEAD:
                 continue

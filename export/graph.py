@@ -18,6 +18,8 @@ import numpy.typing as npt
 from onnx import FunctionProto, ModelProto, OperatorSetIdProto, TensorProto, helper
 
 from export.block_linear import block_linear_function
+from export.fused_linear import FORMS
+from export.fusion import fuse_products
 from export.gated_silu import OP_TYPE as GATED_SILU
 from export.gated_silu import gated_silu_function
 from export.moe import add_mixture
@@ -82,7 +84,8 @@ def build_graph(
     logits = decoder.logits(ops)
     ops.nodes.rename(logits, "logits")
     inputs, outputs = _interface(decoder.geometry)
-    ops.nodes.drop_unread({tensor.name for tensor in outputs})
+    vectors = {tensor.name for tensor in ops.plan.tensors.values() if len(tensor.shape) == 1}
+    fuse_products(ops.nodes, vectors, {tensor.name for tensor in outputs})
     graph = helper.make_graph(
         ops.nodes.protos,
         decoder.geometry.model_type,
@@ -110,13 +113,15 @@ def _opset_imports(nodes: Nodes) -> list[OperatorSetIdProto]:
 def _functions(ops: "_OnnxOps") -> list[FunctionProto]:
     """The model-local functions that the graph calls."""
     used = {node.op_type for node in ops.nodes.protos if node.domain == DOMAIN}
+    forms = [form for form in FORMS if form.op_type in used]
+    used.update(name for form in forms for name in form.calls)
     functions = (
         paged_attention_function(windows=ops.windows),
         quantized_linear_function(DOMAIN),
         block_linear_function(DOMAIN),
         gated_silu_function(DOMAIN),
     )
-    return [function for function in functions if function.name in used]
+    return [function for function in functions if function.name in used] + [form.function(DOMAIN) for form in forms]
 
 
 def _interface(geometry: Geometry) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:

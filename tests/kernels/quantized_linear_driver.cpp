@@ -5,11 +5,14 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <random>
 #include <vector>
 
+#include "gated_silu.h"
 #include "instruction_set.h"
 #include "quantized_linear.h"
+#include "row_product.h"
 #include "row_threads.h"
 
 namespace {
@@ -24,8 +27,8 @@ bool agrees(std::mt19937& random, std::int64_t num_rows, std::int64_t num_in, st
   for (float& value : scale) value = 0.5f;
   const nanovllm::SpawnedThreads threads(2);
   const std::vector<std::int32_t> sums = nanovllm::weight_row_sums(weight.data(), num_out, num_in, threads);
-  nanovllm::quantized_linear(x.data(), num_rows, num_in, weight.data(), scale.data(), sums.data(), num_out,
-                             output.data(), threads);
+  nanovllm::quantized_linear(
+      {x.data(), num_rows, num_in, weight.data(), scale.data(), sums.data(), num_out, output.data()}, threads);
   const float row_scale = 127.0f * static_cast<float>(1.0 / 127);
   for (std::int64_t t = 0; t < num_rows; ++t) {
     for (std::int64_t n = 0; n < num_out; ++n) {
@@ -35,6 +38,50 @@ bool agrees(std::mt19937& random, std::int64_t num_rows, std::int64_t num_in, st
       if (output[t * num_out + n] != static_cast<float>(sum) * 0.5f * row_scale) return false;
     }
   }
+  return true;
+}
+
+using Array = std::unique_ptr<float[]>;
+
+Array numbers(std::mt19937& random, std::int64_t count) {
+  Array result(new float[count]);
+  for (std::int64_t i = 0; i < count; ++i) result[i] = std::normal_distribution<float>()(random);
+  return result;
+}
+
+// Whether a product joined with what is before and after it gives what these give one after the other.
+bool joined_agrees(std::mt19937& random, nanovllm::RowSource source, std::int64_t num_rows, std::int64_t num_in,
+                   std::int64_t num_out) {
+  const bool gated = source == nanovllm::RowSource::gated_silu, normed = source == nanovllm::RowSource::rms_norm;
+  const std::int64_t width = gated ? 2 * num_in : num_in;
+  const Array x = numbers(random, num_rows * width), gain = numbers(random, num_in), bias = numbers(random, num_out);
+  const Array residual = numbers(random, num_rows * num_out), scale = numbers(random, num_out);
+  const Array made(new float[num_rows * num_in]), output(new float[num_rows * num_out]);
+  const Array expected(new float[num_rows * num_out]);
+  std::vector<std::int8_t> weight(num_out * num_in);
+  for (std::int8_t& value : weight) value = static_cast<std::int8_t>(static_cast<int>(random() % 255) - 127);
+  const nanovllm::SpawnedThreads threads(2);
+  const std::vector<std::int32_t> sums = nanovllm::weight_row_sums(weight.data(), num_out, num_in, threads);
+  for (std::int64_t t = 0; t < num_rows; ++t) {
+    const float* row = x.get() + t * width;
+    float* to = made.get() + t * num_in;
+    if (gated) nanovllm::gated_silu(row, 1, num_in, to, threads);
+    if (normed)
+      nanovllm::product_functions(nanovllm::instruction_set()).normalize(row, gain.get(), num_in, 1e-6f, to);
+  }
+  const float* rows = gated || normed ? made.get() : x.get();
+  nanovllm::quantized_linear(
+      {rows, num_rows, num_in, weight.data(), scale.get(), sums.data(), num_out, expected.get()}, threads);
+  nanovllm::QuantizedLayer layer{x.get(), num_rows, num_in, weight.data(), scale.get(), sums.data(), num_out,
+                                 output.get()};
+  layer.source = source;
+  layer.gain = gain.get();
+  layer.epsilon = 1e-6f;
+  layer.bias = bias.get();
+  layer.residual = residual.get();
+  nanovllm::quantized_linear(layer, threads);
+  for (std::int64_t i = 0; i < num_rows * num_out; ++i)
+    if (output[i] != expected[i] + bias[i % num_out] + residual[i]) return false;
   return true;
 }
 
@@ -48,6 +95,9 @@ int main(int, char** arguments) {
     for (int i = 0; i < num_shapes; ++i) {
       const std::int64_t num_rows = 1 + random() % (i % 5 == 0 ? 200 : 30), num_in = 1 + random() % 300;
       if (!agrees(random, num_rows, num_in, 1 + random() % 150)) return std::printf("set %d: wrong\n", set), 1;
+      const auto source = static_cast<nanovllm::RowSource>(i % 3);
+      if (!joined_agrees(random, source, num_rows, num_in, 1 + random() % 150))
+        return std::printf("set %d: wrong with source %d\n", set, i % 3), 1;
     }
     std::printf("set %d: %d shapes\n", set, num_shapes);
   }

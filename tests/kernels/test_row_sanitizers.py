@@ -8,9 +8,10 @@ import pytest
 
 from backends.ort.kernels import build
 
+GATED_SILU = ("gated_silu", "gated_silu_scalar", "gated_silu_avx2", "gated_silu_avx512", "instruction_set")
 SOURCES = {
     "sampler": ("sampler", "row_nucleus", "row_weights", "instruction_set"),
-    "quantized_linear": ("quantized_linear", "row_product", "row_product_avx2", "row_product_vnni", "instruction_set"),
+    "quantized_linear": ("quantized_linear", "row_product", "row_product_avx2", "row_product_vnni", *GATED_SILU),
     "block_linear": (
         "block_linear",
         "block_product",
@@ -18,7 +19,7 @@ SOURCES = {
         "block_product_vnni",
         "instruction_set",
     ),
-    "gated_silu": ("gated_silu", "gated_silu_scalar", "gated_silu_avx2", "gated_silu_avx512", "instruction_set"),
+    "gated_silu": GATED_SILU,
 }
 
 

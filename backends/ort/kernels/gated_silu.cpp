@@ -9,14 +9,6 @@ namespace {
 
 constexpr std::int64_t kTaskSize = 16384;  // elements of output: some 10 microseconds, well above a task's own cost
 
-GatedSiluRow best_row() {
-#if defined(__x86_64__)
-  if (instruction_set() == InstructionSet::avx512) return gated_silu_row_avx512();
-  if (instruction_set() == InstructionSet::avx2) return gated_silu_row_avx2();
-#endif
-  return gated_silu_row_scalar();
-}
-
 struct Job {
   const float* gate_up;
   std::int64_t num_rows, size, rows_per_task;
@@ -36,11 +28,19 @@ void run_task(void* data, std::size_t index) {
 
 }  // namespace
 
+GatedSiluRow gated_silu_row() {
+#if defined(__x86_64__)
+  if (instruction_set() == InstructionSet::avx512) return gated_silu_row_avx512();
+  if (instruction_set() == InstructionSet::avx2) return gated_silu_row_avx2();
+#endif
+  return gated_silu_row_scalar();
+}
+
 void gated_silu(const float* gate_up, std::int64_t num_rows, std::int64_t size, float* output,
                 const Parallel& parallel) {
   if (num_rows == 0 || size == 0) return;
   const std::int64_t rows_per_task = std::max<std::int64_t>(1, kTaskSize / size);
-  Job job{gate_up, num_rows, size, rows_per_task, output, best_row()};
+  Job job{gate_up, num_rows, size, rows_per_task, output, gated_silu_row()};
   parallel.run(static_cast<std::size_t>((num_rows + rows_per_task - 1) / rows_per_task), run_task, &job);
 }
 

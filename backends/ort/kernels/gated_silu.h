@@ -12,8 +12,9 @@ namespace nanovllm {
 void gated_silu(const float* gate_up, std::int64_t num_rows, std::int64_t size, float* output,
                 const Parallel& parallel);
 
-// One row, for each instruction set; they differ by rounding. The last two exist on x86-64 only.
+// One row, for each instruction set; they differ by rounding. The ones with AVX exist on x86-64 only.
 using GatedSiluRow = void (*)(const float* gate, const float* up, std::int64_t size, float* output);
+GatedSiluRow gated_silu_row();  // the one in use
 GatedSiluRow gated_silu_row_scalar();
 GatedSiluRow gated_silu_row_avx2();
 GatedSiluRow gated_silu_row_avx512();

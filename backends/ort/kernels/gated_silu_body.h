@@ -14,7 +14,7 @@ inline __attribute__((always_inline)) Vec silu(Vec x) {
   return x * ((x < Vec{} ? power : one) / (one + power));
 }
 
-void gated_silu_row(const float* gate, const float* up, std::int64_t size, float* output) {
+void gated_silu_row_of(const float* gate, const float* up, std::int64_t size, float* output) {
   std::int64_t i = 0;
   for (; i + kWidth <= size; i += kWidth) store(output + i, silu(load(gate + i)) * load(up + i));
   if (i == size) return;

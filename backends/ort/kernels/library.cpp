@@ -7,13 +7,27 @@
 
 namespace {
 
+using nanovllm::QuantizedLinearForm;
+using nanovllm::RowSource;
+
 // A domain with the operators, each of which is one line of `ops`; null if ONNX Runtime refuses them.
 OrtCustomOpDomain* make_domain(const nanovllm::Ort& ort) {
   static const OrtCustomOp ops[] = {
       nanovllm::custom_op<nanovllm::PagedAttentionOp>(),
       nanovllm::custom_op<nanovllm::PagedAttentionBFloat16Op>(),
       nanovllm::custom_op<nanovllm::PagedAttentionInt8Op>(),
-      nanovllm::custom_op<nanovllm::QuantizedLinearOp>(),
+      nanovllm::custom_op<QuantizedLinearForm<RowSource::plain, false, false>>(),
+      nanovllm::custom_op<QuantizedLinearForm<RowSource::plain, false, true>>(),
+      nanovllm::custom_op<QuantizedLinearForm<RowSource::plain, true, false>>(),
+      nanovllm::custom_op<QuantizedLinearForm<RowSource::plain, true, true>>(),
+      nanovllm::custom_op<QuantizedLinearForm<RowSource::rms_norm, false, false>>(),
+      nanovllm::custom_op<QuantizedLinearForm<RowSource::rms_norm, false, true>>(),
+      nanovllm::custom_op<QuantizedLinearForm<RowSource::rms_norm, true, false>>(),
+      nanovllm::custom_op<QuantizedLinearForm<RowSource::rms_norm, true, true>>(),
+      nanovllm::custom_op<QuantizedLinearForm<RowSource::gated_silu, false, false>>(),
+      nanovllm::custom_op<QuantizedLinearForm<RowSource::gated_silu, false, true>>(),
+      nanovllm::custom_op<QuantizedLinearForm<RowSource::gated_silu, true, false>>(),
+      nanovllm::custom_op<QuantizedLinearForm<RowSource::gated_silu, true, true>>(),
       nanovllm::custom_op<nanovllm::BlockLinearOp>(),
       nanovllm::custom_op<nanovllm::GatedSiluOp>(),
   };

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <exception>
 #include <memory>
+#include <new>
 
+#include "gated_silu.h"
 #include "parts.h"
 #include "row_product.h"
 #include "row_threads.h"
@@ -11,8 +13,62 @@
 namespace nanovllm {
 namespace {
 
-constexpr std::size_t kTaskBytes = std::size_t{1} << 16;  // of weights or of numbers to quantize: microseconds of work
-constexpr std::size_t kPackedRows = 192;                  // of a task with a packed panel, which many rows share
+constexpr std::size_t kTaskBytes = std::size_t{1} << 16;    // of weights: microseconds of work
+constexpr std::size_t kTaskNumbers = std::size_t{1} << 13;  // to quantize, likewise
+constexpr std::size_t kPackedRows = 192;                    // of a task with a packed panel, which many rows share
+
+// Memory for a panel.
+class Panel {
+ public:
+  explicit Panel(std::size_t num_bytes)
+      : bytes_(static_cast<std::int8_t*>(::operator new(num_bytes, std::align_val_t{kPanelAlignment}))) {}
+  std::int8_t* get() const { return bytes_.get(); }
+
+ private:
+  struct Free {
+    void operator()(std::int8_t* bytes) const { ::operator delete(bytes, std::align_val_t{kPanelAlignment}); }
+  };
+  std::unique_ptr<std::int8_t, Free> bytes_;
+};
+
+// Row t of what is quantized: in x itself, or made in `made`, num_in numbers.
+const float* source_row(const QuantizedLayer& layer, const ProductFunctions& functions, std::size_t t, float* made) {
+  const auto size = static_cast<std::size_t>(layer.num_in);
+  if (layer.source == RowSource::plain) return layer.x + t * size;
+  if (layer.source == RowSource::rms_norm) {
+    functions.normalize(layer.x + t * size, layer.gain, size, layer.epsilon, made);
+  } else {
+    const float* gate = layer.x + 2 * t * size;
+    gated_silu_row()(gate, gate + size, layer.num_in, made);
+  }
+  return made;
+}
+
+// The rows that are multiplied, (num_rows, stride), and their scales.
+struct QuantizedRows {
+  QuantizedRows(std::size_t num_rows, std::size_t stride)
+      : stride(stride), numbers(new std::uint8_t[num_rows * stride]), scales(new float[num_rows]) {}
+
+  std::size_t stride;
+  std::unique_ptr<std::uint8_t[]> numbers;
+  std::unique_ptr<float[]> scales;
+};
+
+QuantizedRows quantize_rows(const QuantizedLayer& layer, const ProductFunctions& functions, const Parallel& parallel) {
+  const auto rows = static_cast<std::size_t>(layer.num_rows), columns = static_cast<std::size_t>(layer.num_in);
+  QuantizedRows result(rows, num_parts(columns, kRowStep) * kRowStep);
+  const std::size_t rows_per_task = kTaskNumbers / std::max<std::size_t>(1, columns) + 1;
+  run_parts(parallel, num_parts(rows, rows_per_task), [&](std::size_t index) {
+    const std::unique_ptr<float[]> made(layer.source == RowSource::plain ? nullptr : new float[columns]);
+    const Span span = part(rows, rows_per_task, index);
+    for (std::size_t t = span.begin; t < span.end; ++t) {
+      std::uint8_t* row = result.numbers.get() + t * result.stride;
+      result.scales[t] = functions.quantize(source_row(layer, functions, t, made.get()), columns, row);
+      std::fill(row + columns, row + result.stride, std::uint8_t{kZero});
+    }
+  });
+  return result;
+}
 
 }  // namespace
 
@@ -32,39 +88,26 @@ std::vector<std::int32_t> weight_row_sums(const std::int8_t* weight, std::int64_
   return sums;
 }
 
-void quantized_linear(const float* x, std::int64_t num_rows, std::int64_t num_in, const std::int8_t* weight,
-                      const float* weight_scale, const std::int32_t* weight_row_sums, std::int64_t num_out,
-                      float* output, const Parallel& parallel) {
+void quantized_linear(const QuantizedLayer& layer, const Parallel& parallel) {
   const ProductFunctions& functions = product_functions(instruction_set());
-  const auto rows = static_cast<std::size_t>(num_rows), columns = static_cast<std::size_t>(num_in);
-  const auto outputs = static_cast<std::size_t>(num_out);
+  const auto rows = static_cast<std::size_t>(layer.num_rows), columns = static_cast<std::size_t>(layer.num_in);
+  const auto outputs = static_cast<std::size_t>(layer.num_out);
   if (rows == 0 || outputs == 0) return;
-  const std::size_t stride = num_parts(columns, kRowStep) * kRowStep;
-  const std::unique_ptr<std::uint8_t[]> quantized(new std::uint8_t[rows * stride]);
-  const std::unique_ptr<float[]> row_scale(new float[rows]);
-
-  const std::size_t rows_per_task = kTaskBytes / sizeof(float) / std::max<std::size_t>(1, columns) + 1;
-  run_parts(parallel, num_parts(rows, rows_per_task), [&](std::size_t index) {
-    const Span span = part(rows, rows_per_task, index);
-    for (std::size_t t = span.begin; t < span.end; ++t) {
-      row_scale[t] = functions.quantize(x + t * columns, columns, quantized.get() + t * stride);
-      std::fill(quantized.get() + t * stride + columns, quantized.get() + (t + 1) * stride, std::uint8_t{kZero});
-    }
-  });
-
-  const Product product{quantized.get(), row_scale.get(), rows,    stride, weight, weight_scale,
-                        weight_row_sums, columns,         outputs, output};
+  const QuantizedRows quantized = quantize_rows(layer, functions, parallel);
+  const Product product{quantized.numbers.get(), quantized.scales.get(), rows,         quantized.stride, layer.weight,
+                        layer.weight_scale,      layer.weight_row_sums,  columns,      outputs,          layer.output,
+                        layer.bias,              layer.residual};
   if (functions.multiply_packed != nullptr && rows >= functions.pack_from) {
     const std::size_t num_panels = num_parts(outputs, kPanelOutputs);
     run_parts(parallel, num_panels * num_parts(rows, kPackedRows), [&](std::size_t index) {
-      const std::unique_ptr<std::int8_t[]> panel(new std::int8_t[kPanelOutputs * stride]);
+      const Panel panel(kPanelOutputs * quantized.stride);
       functions.multiply_packed(product, part(outputs, kPanelOutputs, index % num_panels),
                                 part(rows, kPackedRows, index / num_panels), panel.get());
     });
   } else {
     const std::size_t outputs_per_task = (kTaskBytes / std::max<std::size_t>(1, columns) / 4 + 1) * 4;
     run_parts(parallel, num_parts(outputs, outputs_per_task),
-        [&](std::size_t index) { functions.multiply(product, part(outputs, outputs_per_task, index)); });
+              [&](std::size_t index) { functions.multiply(product, part(outputs, outputs_per_task, index)); });
   }
 }
 
@@ -77,7 +120,7 @@ extern "C" __attribute__((visibility("default"))) int nanovllm_quantized_linear(
   try {
     const nanovllm::SpawnedThreads threads(static_cast<std::size_t>(num_threads));
     const std::vector<std::int32_t> sums = nanovllm::weight_row_sums(weight, num_out, num_in, threads);
-    nanovllm::quantized_linear(x, num_rows, num_in, weight, weight_scale, sums.data(), num_out, output, threads);
+    nanovllm::quantized_linear({x, num_rows, num_in, weight, weight_scale, sums.data(), num_out, output}, threads);
   } catch (const std::exception&) {
     return 1;
   }

@@ -1,4 +1,5 @@
-// `nanovllm::QuantizedLinear_v1` (contract: export/quantized_linear.py) on the host's threads, bit for bit.
+// `nanovllm::QuantizedLinear_v1` and its fused forms (contracts: export/quantized_linear.py, export/fused_linear.py) on
+// the host's threads, bit for bit.
 #pragma once
 
 #include <cstdint>
@@ -8,15 +9,31 @@
 
 namespace nanovllm {
 
+// What becomes of a row before it is quantized.
+enum class RowSource { plain, rms_norm, gated_silu };
+
+// A layer and its input, all arrays row after row. The weights are read as they lie: no copy of them is kept.
+struct QuantizedLayer {
+  const float* x;  // (num_rows, num_in), for gated_silu (num_rows, 2 * num_in): gate before up
+  std::int64_t num_rows, num_in;
+  const std::int8_t* weight;            // (num_out, num_in)
+  const float* weight_scale;            // (num_out,)
+  const std::int32_t* weight_row_sums;  // (num_out,)
+  std::int64_t num_out;
+  float* output;  // (num_rows, num_out), apart from all others
+  RowSource source = RowSource::plain;
+  const float* gain = nullptr;  // (num_in,), of rms_norm
+  float epsilon = 0;
+  const float* bias = nullptr;      // (num_out,), or null
+  const float* residual = nullptr;  // (num_rows, num_out), or null
+};
+
 // The sum of each of the rows of `weight` (num_out, num_in): a constant of the layer that quantized_linear needs.
 std::vector<std::int32_t> weight_row_sums(const std::int8_t* weight, std::int64_t num_out, std::int64_t num_in,
                                           const Parallel& parallel);
 
-// output (num_rows, num_out) of x (num_rows, num_in), weight (num_out, num_in) and weight_scale (num_out,), all row
-// after row. Any size, 0 too; num_in at most 133,000. The weights are read as they lie: no copy of them is kept.
-// A row's result depends on nothing but the row. May throw std::bad_alloc, also in a task.
-void quantized_linear(const float* x, std::int64_t num_rows, std::int64_t num_in, const std::int8_t* weight,
-                      const float* weight_scale, const std::int32_t* weight_row_sums, std::int64_t num_out,
-                      float* output, const Parallel& parallel);
+// Any size, 0 too; num_in at most 133,000. A row's result depends on nothing but the row; that of gated_silu on the
+// instruction set, too. May throw std::bad_alloc, also in a task.
+void quantized_linear(const QuantizedLayer& layer, const Parallel& parallel);
 
 }  // namespace nanovllm

@@ -13,6 +13,10 @@ namespace {
 
 float quantize(const float* x, std::size_t n, std::uint8_t* row) { return quantize_row(x, n, row); }
 
+void normalize(const float* x, const float* gain, std::size_t n, float epsilon, float* output) {
+  normalize_row(x, gain, n, epsilon, output);
+}
+
 void multiply(const Product& product, Span outputs) {
   for (std::size_t n = outputs.begin; n < outputs.end; ++n) {
     const std::int8_t* weight = product.weight + n * product.num_in;
@@ -25,7 +29,7 @@ void multiply(const Product& product, Span outputs) {
   }
 }
 
-constexpr ProductFunctions kScalar{quantize, multiply, nullptr, 0};
+constexpr ProductFunctions kScalar{quantize, multiply, nullptr, 0, normalize};
 
 }  // namespace
 

@@ -11,9 +11,11 @@ namespace nanovllm {
 
 constexpr std::size_t kRowStep = 64;       // quantized rows are padded to a multiple of it
 constexpr std::size_t kPanelOutputs = 64;  // weight rows that are packed together
+constexpr std::size_t kPanelAlignment = 64;
 constexpr int kZero = 128;                 // what stands for 0 in a quantized row
 
-// A product in work: output[t, n] = (float(sum_k (row[t, k] - kZero) * weight[n, k]) * weight_scale[n]) * row_scale[t].
+// A product in work: output[t, n] = (float(sum_k (row[t, k] - kZero) * weight[n, k]) * weight_scale[n]) * row_scale[t],
+// to which, where they are there, bias[n] and then residual[t, n] are added.
 struct Product {
   const std::uint8_t* rows;  // (num_rows, stride)
   const float* row_scale;
@@ -22,7 +24,9 @@ struct Product {
   const float* weight_scale;
   const std::int32_t* weight_row_sums;
   std::size_t num_in, num_out;
-  float* output;  // (num_rows, num_out)
+  float* output;                    // (num_rows, num_out)
+  const float* bias = nullptr;      // (num_out,), or null
+  const float* residual = nullptr;  // (num_rows, num_out), or null
 };
 
 struct ProductFunctions {
@@ -33,10 +37,13 @@ struct ProductFunctions {
   void (*multiply)(const Product& product, Span outputs);
 
   // At most kPanelOutputs outputs of some rows, by way of a copy of the weights in the order in which the processor
-  // wants them; pays off from pack_from rows on. panel: memory for it, kPanelOutputs * product.stride bytes. Null where
-  // there is no such way.
+  // wants them; pays off from pack_from rows on. panel: memory for it, kPanelOutputs * product.stride bytes, best
+  // aligned to kPanelAlignment. Null where there is no such way.
   void (*multiply_packed)(const Product& product, Span outputs, Span rows, std::int8_t* panel);
   std::size_t pack_from;
+
+  // The RMS norm of a row of n numbers as export/fused_linear.py says it, the same bits in every instruction set.
+  void (*normalize)(const float* x, const float* gain, std::size_t n, float epsilon, float* output);
 };
 
 const ProductFunctions& product_functions(InstructionSet set);

@@ -17,6 +17,10 @@ constexpr std::size_t kOutputs = 2;
 
 NANOVLLM_TARGET float quantize(const float* x, std::size_t n, std::uint8_t* row) { return quantize_row(x, n, row); }
 
+NANOVLLM_TARGET void normalize(const float* x, const float* gain, std::size_t n, float epsilon, float* output) {
+  normalize_row(x, gain, n, epsilon, output);
+}
+
 NANOVLLM_TARGET inline std::uint32_t total(__m256i x) {
   __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
   sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
@@ -68,7 +72,7 @@ void multiply(const Product& product, Span outputs) {
   for (; output < outputs.end; ++output) tiles<1>(product, output);
 }
 
-constexpr ProductFunctions kFunctions{quantize, multiply, nullptr, 0};
+constexpr ProductFunctions kFunctions{quantize, multiply, nullptr, 0, normalize};
 
 }  // namespace
 

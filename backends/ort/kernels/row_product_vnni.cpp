@@ -22,6 +22,10 @@ constexpr std::size_t kPackFrom = 10;
 
 NANOVLLM_TARGET float quantize(const float* x, std::size_t n, std::uint8_t* row) { return quantize_row(x, n, row); }
 
+NANOVLLM_TARGET void normalize(const float* x, const float* gain, std::size_t n, float epsilon, float* output) {
+  normalize_row(x, gain, n, epsilon, output);
+}
+
 // kNumRows rows by num_outputs <= kOutputs outputs, whose weights are read in one of two orders: an output after the
 // other, which streams best, or, where rows would be read again and again, all outputs together.
 template <std::size_t kNumRows, bool kTogether>
@@ -54,7 +58,11 @@ NANOVLLM_TARGET void tile(const Product& product, std::size_t row, std::size_t o
         prefetch<_MM_HINT_T0>(weight[0], ahead + n * next_row + k * next_k);
       }
       NANOVLLM_UNROLL
-      for (std::size_t n = 0; n < kOutputs; ++n) add(k, n, w[n]);
+      for (std::size_t t = 0; t < kNumRows; ++t) {
+        const __m512i x = _mm512_loadu_si512(rows + t * product.stride + k);
+        NANOVLLM_UNROLL
+        for (std::size_t n = 0; n < kOutputs; ++n) sums[t][n] = _mm512_dpbusd_epi32(sums[t][n], x, w[n]);
+      }
     }
   }
   NANOVLLM_UNROLL
@@ -71,8 +79,11 @@ NANOVLLM_TARGET void tile(const Product& product, std::size_t row, std::size_t o
   NANOVLLM_UNROLL
   for (std::size_t t = 0; t < kNumRows; ++t) {
     const __m128 sum = _mm_cvtepi32_ps(_mm_sub_epi32(totals(sums[t]), _mm_slli_epi32(row_sums, 7)));
-    const __m128 scaled = _mm_mul_ps(_mm_mul_ps(sum, weight_scale), _mm_set1_ps(product.row_scale[row + t]));
-    _mm_mask_storeu_ps(product.output + (row + t) * product.num_out + output, there, scaled);
+    const std::size_t place = (row + t) * product.num_out + output;
+    __m128 result = _mm_mul_ps(_mm_mul_ps(sum, weight_scale), _mm_set1_ps(product.row_scale[row + t]));
+    if (product.bias != nullptr) result = _mm_add_ps(result, _mm_maskz_loadu_ps(there, product.bias + output));
+    if (product.residual != nullptr) result = _mm_add_ps(result, _mm_maskz_loadu_ps(there, product.residual + place));
+    _mm_mask_storeu_ps(product.output + place, there, result);
   }
 }
 
@@ -116,9 +127,11 @@ NANOVLLM_TARGET void pack(const Product& product, Span outputs, std::int8_t* pan
   }
 }
 
-// kNumRows rows by the outputs of a panel. kFetch: whether to ask for the weights of the panel after it meanwhile.
-template <std::size_t kNumRows, bool kFetch>
-NANOVLLM_TARGET void packed_tile(const Product& product, std::size_t row, Span outputs, const std::int8_t* panel) {
+// kNumRows rows by the outputs of a panel, 8 of k at a time. For each of these steps kLines lines of weights are asked
+// for, from `ahead` on.
+template <std::size_t kNumRows, std::size_t kLines>
+NANOVLLM_TARGET void packed_tile(const Product& product, std::size_t row, Span outputs, const std::int8_t* panel,
+                                 std::size_t ahead) {
   const std::uint8_t* rows = product.rows + row * product.stride;
   __m512i sums[kNumRows][kVectors];
   NANOVLLM_UNROLL
@@ -126,20 +139,22 @@ NANOVLLM_TARGET void packed_tile(const Product& product, std::size_t row, Span o
     NANOVLLM_UNROLL
     for (std::size_t v = 0; v < kVectors; ++v) sums[t][v] = _mm512_setzero_si512();
   }
-  for (std::size_t k = 0; k < product.num_in; k += 4, panel += kPanelOutputs * 4) {
-    __m512i w[kVectors];
+  for (std::size_t k = 0; k < product.num_in; k += 8, panel += 2 * kPanelOutputs * 4, ahead += kLines * 64) {
     NANOVLLM_UNROLL
-    for (std::size_t v = 0; v < kVectors; ++v) {
-      w[v] = _mm512_loadu_si512(panel + v * 64);
-      if (kFetch) prefetch<_MM_HINT_T1>(product.weight, outputs.end * product.num_in + k * kPanelOutputs + v * 64);
-    }
+    for (std::size_t line = 0; line < kLines; ++line) prefetch<_MM_HINT_T0>(product.weight, ahead + line * 64);
     NANOVLLM_UNROLL
-    for (std::size_t t = 0; t < kNumRows; ++t) {
-      std::int32_t four;
-      std::memcpy(&four, rows + t * product.stride + k, sizeof four);
-      const __m512i x = _mm512_set1_epi32(four);
+    for (std::size_t part = 0; part < 2; ++part) {
+      __m512i w[kVectors];
       NANOVLLM_UNROLL
-      for (std::size_t v = 0; v < kVectors; ++v) sums[t][v] = _mm512_dpbusd_epi32(sums[t][v], x, w[v]);
+      for (std::size_t v = 0; v < kVectors; ++v) w[v] = _mm512_loadu_si512(panel + part * kPanelOutputs * 4 + v * 64);
+      NANOVLLM_UNROLL
+      for (std::size_t t = 0; t < kNumRows; ++t) {
+        std::int32_t four;
+        std::memcpy(&four, rows + t * product.stride + k + part * 4, sizeof four);
+        const __m512i x = _mm512_set1_epi32(four);
+        NANOVLLM_UNROLL
+        for (std::size_t v = 0; v < kVectors; ++v) sums[t][v] = _mm512_dpbusd_epi32(sums[t][v], x, w[v]);
+      }
     }
   }
   NANOVLLM_UNROLL
@@ -152,28 +167,42 @@ NANOVLLM_TARGET void packed_tile(const Product& product, std::size_t row, Span o
     NANOVLLM_UNROLL
     for (std::size_t t = 0; t < kNumRows; ++t) {
       const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[t][v], _mm512_slli_epi32(row_sums, 7)));
-      const __m512 scaled = _mm512_mul_ps(_mm512_mul_ps(sum, weight_scale), _mm512_set1_ps(product.row_scale[row + t]));
-      _mm512_mask_storeu_ps(product.output + (row + t) * product.num_out + output, there, scaled);
+      const std::size_t place = (row + t) * product.num_out + output;
+      __m512 result = _mm512_mul_ps(_mm512_mul_ps(sum, weight_scale), _mm512_set1_ps(product.row_scale[row + t]));
+      if (product.bias != nullptr) result = _mm512_add_ps(result, _mm512_maskz_loadu_ps(there, product.bias + output));
+      if (product.residual != nullptr)
+        result = _mm512_add_ps(result, _mm512_maskz_loadu_ps(there, product.residual + place));
+      _mm512_mask_storeu_ps(product.output + place, there, result);
     }
   }
 }
 
-template <bool kFetch>
-constexpr decltype(&packed_tile<1, kFetch>) kPackedTiles[kRows] = {
-    packed_tile<1, kFetch>, packed_tile<2, kFetch>, packed_tile<3, kFetch>,
-    packed_tile<4, kFetch>, packed_tile<5, kFetch>, packed_tile<6, kFetch>};
+template <std::size_t kLines>
+constexpr decltype(&packed_tile<1, kLines>) kPackedTiles[kRows] = {
+    packed_tile<1, kLines>, packed_tile<2, kLines>, packed_tile<3, kLines>,
+    packed_tile<4, kLines>, packed_tile<5, kLines>, packed_tile<6, kLines>};
 
+// The weights of the panel after this one, 8 lines for each step of a tile, are asked for all along the tiles: at once
+// they would keep the first of them waiting.
 void multiply_packed(const Product& product, Span outputs, Span rows, std::int8_t* panel) {
   pack(product, outputs, panel);
-  const std::size_t step = rows_per_tile(rows.end - rows.begin);
-  for (std::size_t row = rows.begin; row < rows.end; row += step) {
-    const std::size_t num_rows = rows.end - row < step ? rows.end - row : step;
-    const auto& tiles = row == rows.begin ? kPackedTiles<true> : kPackedTiles<false>;
-    tiles[num_rows - 1](product, row, outputs, panel);
+  const std::size_t num_rows = rows.end - rows.begin, step = rows_per_tile(num_rows);
+  const std::size_t num_tiles = num_parts(num_rows, step);
+  const std::size_t lines = num_tiles >= 8 ? 1 : num_tiles >= 4 ? 2 : num_tiles >= 2 ? 4 : 8;
+  const auto* fetching = lines == 1   ? kPackedTiles<1>
+                         : lines == 2 ? kPackedTiles<2>
+                         : lines == 4 ? kPackedTiles<4>
+                                      : kPackedTiles<8>;
+  std::size_t ahead = outputs.end * product.num_in;
+  const std::size_t end = ahead + kPanelOutputs * product.num_in;
+  for (std::size_t tile = 0; tile < num_tiles; ++tile, ahead += num_parts(product.num_in, 8) * lines * 64) {
+    const Span tile_rows = part(num_rows, step, tile);
+    const auto* tiles = ahead < end ? fetching : kPackedTiles<0>;
+    tiles[tile_rows.end - tile_rows.begin - 1](product, rows.begin + tile_rows.begin, outputs, panel, ahead);
   }
 }
 
-constexpr ProductFunctions kFunctions{quantize, multiply, multiply_packed, kPackFrom};
+constexpr ProductFunctions kFunctions{quantize, multiply, multiply_packed, kPackFrom, normalize};
 
 }  // namespace
 
