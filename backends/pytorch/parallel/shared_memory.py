@@ -25,6 +25,7 @@ _SLOT_BYTES = 2**20  # of one rank and turn; more is exchanged in pieces
 _JOIN_TIMEOUT_S = 60.0
 _STUCK_TIMEOUT_S = 300.0  # for a rank that lives, but does not answer; one that ends is noticed at once
 _RETRY_S = 0.005
+_SPIN_S = 1e-4  # before it sleeps: a step of one token is a tenth quicker so (57 and 62 ms, Qwen2-0.5B on two cores)
 
 
 def prepare_shared_memory(folder: Path, size: int) -> None:
@@ -108,10 +109,19 @@ class SharedMemoryCollective:
             except OSError as error:
                 raise RuntimeError(f"rank {number} has ended") from error
         for number, receiver in self._receivers.items():
-            if not self._polls[number].poll(1000 * _STUCK_TIMEOUT_S):
+            if not _is_readable(self._polls[number]):
                 raise RuntimeError(f"rank {number} does not answer")
             if not os.read(receiver, 1):
                 raise RuntimeError(f"rank {number} has ended")
+
+
+def _is_readable(poll: select.poll) -> bool:
+    """Waits until there is something to read; False where that takes too long."""
+    deadline = time.perf_counter() + _SPIN_S
+    while time.perf_counter() < deadline:
+        if poll.poll(0):
+            return True
+    return bool(poll.poll(1000 * _STUCK_TIMEOUT_S))
 
 
 def _open_sender(path: Path, deadline: float) -> int:

@@ -45,10 +45,10 @@ class Watch:
     def __init__(self, processes: Sequence[Process], *, failure_grace_s: float = _FAILURE_GRACE_S) -> None:
         self._failure_grace_s = failure_grace_s
         self._processes = {process.connection: process for process in processes}
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # reentrant: what is collected while it is held may call `end`
         self._answers: dict[int, Answer] = {}
         self._deadline: float | None = None  # of a step that has failed on a rank
-        self._lost: str | None = None
+        self._lost: str | None = None  # why no step can be run any more
         self._is_ending = False
         self._thread = threading.Thread(target=self._run, name="nanovllm-ranks", daemon=True)
         self._thread.start()
@@ -101,8 +101,9 @@ class Watch:
                 return
             self._is_ending = True
             self._lost = self._lost or "the model was closed"
-        for process in self._processes.values():
-            _hang_up(process.connection)
+            for connection in self._processes:
+                if not connection.closed:
+                    _hang_up(connection)
         deadline = time.monotonic() + _EXIT_S
         for process in self._processes.values():
             try:
@@ -110,12 +111,17 @@ class Watch:
             except subprocess.TimeoutExpired:
                 process.handle.kill()
                 process.handle.wait()
-        self._thread.join()
-        for process in self._processes.values():
-            process.connection.close()
-            process.output.close()
+        if threading.current_thread() is not self._thread:  # it may be this one that collects the garbage
+            self._thread.join()
 
     def _run(self) -> None:
+        self._listen_to_all()
+        with self._changed:
+            for process in self._processes.values():
+                process.connection.close()
+                process.output.close()
+
+    def _listen_to_all(self) -> None:
         live = list(self._processes)
         while live:
             with self._changed:
