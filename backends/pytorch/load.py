@@ -35,6 +35,7 @@ from nanovllm.architectures import (
     decoder_from_config,
 )
 from nanovllm.checkpoint import CONFIG_FILE, Checkpoint
+from nanovllm.config import EngineConfig
 from nanovllm.errors import CheckpointError, UnsupportedModelError
 
 __all__ = ["DeviceParts", "load_device_runner", "load_runner"]
@@ -48,12 +49,12 @@ def load_runner(
     name: str,
     options: TorchOptions,
     num_threads: int,
-    limits: StepLimits,
+    limits: StepLimits | None = None,
     max_model_len: int | None = None,
 ) -> TorchRunner:
     """name: of the model. num_threads: compute threads, a setting of the whole process in torch. limits: how large
-    steps are. max_model_len: tokens that the model is built for; None: as many as it allows. Raises `ModelError` and
-    `ConfigError`."""
+    steps are, which devices prepare for; None: as large as a plain `EngineConfig` lets them be. max_model_len: tokens
+    that the model is built for; None: as many as it allows. Raises `ModelError` and `ConfigError`."""
     torch.set_num_threads(num_threads)
     device = choose_device(options)
     if device.type == "cuda":
@@ -63,7 +64,7 @@ def load_runner(
             _cuda_parts(device, options),
             name=name,
             dtype=options.dtype,
-            limits=limits,
+            limits=limits or StepLimits.of(EngineConfig()),
             max_model_len=max_model_len,
         )
     dtype = choose_dtype(options.dtype, checkpoint, device)
