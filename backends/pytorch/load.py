@@ -37,6 +37,7 @@ from nanovllm.architectures import (
     decoder_from_config,
 )
 from nanovllm.checkpoint import CONFIG_FILE, Checkpoint
+from nanovllm.config import EngineConfig
 from nanovllm.errors import CheckpointError, UnsupportedModelError
 
 __all__ = ["DeviceParts", "load_device_runner", "load_runner", "read_decoder"]
@@ -50,14 +51,15 @@ def load_runner(
     name: str,
     options: TorchOptions,
     num_threads: int,
-    limits: StepLimits,
+    limits: StepLimits | None = None,
     max_model_len: int | None = None,
     collective: Collective | None = None,
 ) -> TorchRunner:
     """name: of the model. num_threads: compute threads, a setting of the whole process in torch. limits: how large
-    steps are. max_model_len: tokens that the model is built for; None: as many as it allows. collective: the ranks
-    among which the model is divided, if it is; the runner, and the sizes in its `model_info`, are those of one rank's
-    part. Raises `ModelError`, and `ConfigError` where the options or the model do not allow it."""
+    steps are, which devices prepare for; None: as large as a plain `EngineConfig` lets them be. max_model_len: tokens
+    that the model is built for; None: as many as it allows. collective: the ranks among which the model is divided, if
+    it is; the runner, and the sizes in its `model_info`, are those of one rank's part. Raises `ModelError`, and
+    `ConfigError` where the options or the model do not allow it."""
     torch.set_num_threads(num_threads)
     device = choose_device(options)
     if device.type == "cuda":
@@ -67,7 +69,7 @@ def load_runner(
             _cuda_parts(device, options),
             name=name,
             dtype=options.dtype,
-            limits=limits,
+            limits=limits or StepLimits.of(EngineConfig()),
             max_model_len=max_model_len,
         )
     dtype = choose_dtype(options.dtype, checkpoint, device)

@@ -4,7 +4,6 @@ Importing this module does not load torch; the factory does.
 """
 
 import json
-import sys
 from collections.abc import Iterable
 from functools import partial
 from importlib.util import find_spec
@@ -86,11 +85,6 @@ def _make_runner(source: ModelSource, config: EngineConfig) -> ModelRunner:
         name=source.folder.resolve().name,
         options=TorchOptions.from_options(config.backend_options),
         num_threads=config.num_threads or num_physical_cores(),
-        limits=StepLimits(
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            max_num_logits=config.logits_limit,
-            max_model_len=config.max_model_len or sys.maxsize,
-        ),
+        limits=StepLimits.of(config),
         max_model_len=config.max_model_len,
     )

@@ -3,11 +3,13 @@
 Their tokens have no slot, so that they leave no trace in the KV cache.
 """
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 
 from nanovllm.batch import SAMPLING_ROW, Batch, Int32Array, SamplingBatch
+from nanovllm.config import EngineConfig
 
 __all__ = ["StepLimits", "decode_step", "largest_step", "prompt_step"]
 
@@ -20,6 +22,16 @@ class StepLimits:
     max_num_batched_tokens: int
     max_num_logits: int
     max_model_len: int
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> "StepLimits":
+        """max_model_len is the user's; where there is none, no limit."""
+        return cls(
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_logits=config.logits_limit,
+            max_model_len=config.max_model_len or sys.maxsize,
+        )
 
 
 def largest_step(limits: StepLimits, table_width: int) -> Batch:
