@@ -7,26 +7,10 @@ namespace {
 
 enum Input { x, weight, weight_scale };
 
-// For what is done once, when a session is made and no step runs.
-class CallerThread final : public Parallel {
- public:
-  void run(std::size_t count, void (*task)(void*, std::size_t), void* data) const override {
-    for (std::size_t i = 0; i < count; ++i) task(data, i);
-  }
-};
-
-std::vector<std::int32_t> sums_of(const Tensor& weight, const Parallel& parallel) {
-  return weight_row_sums(weight.as<std::int8_t>(), weight.dims[0], weight.dims[1], parallel);
-}
-
 }  // namespace
 
-QuantizedLinearOp::QuantizedLinearOp(const Ort& ort, const OrtKernelInfo* info) : ort_(ort) {
-  int is_constant = 0;
-  const OrtValue* value = nullptr;
-  require(ort.constant_input(info, weight, &is_constant, &value));
-  if (is_constant != 0 && value != nullptr) row_sums_ = sums_of(tensor_of(ort, value), CallerThread());
-}
+QuantizedLinearOp::QuantizedLinearOp(const Ort& ort, const OrtKernelInfo* info)
+    : ort_(ort), row_sums_(ort, info, weight) {}
 
 void QuantizedLinearOp::compute(OrtKernelContext* context) const {
   const Tensor in[] = {input_of(ort_, context, x), input_of(ort_, context, weight),
@@ -37,12 +21,12 @@ void QuantizedLinearOp::compute(OrtKernelContext* context) const {
   Tensor shape = in[x];
   shape.dims[1] = in[weight].dims[0];
   const Tensor output = output_of(ort_, context, 0, shape);
+  if (in[x].dims[0] == 0) return;  // the weight is not even looked at
   const SessionThreads threads(ort_, context);
-  std::vector<std::int32_t> computed;
-  if (row_sums_.empty()) computed = sums_of(in[weight], threads);
-  quantized_linear(in[x].as<float>(), in[x].dims[0], in[x].dims[1], in[weight].as<std::int8_t>(),
-                   in[weight_scale].as<float>(), (row_sums_.empty() ? computed : row_sums_).data(), in[weight].dims[0],
-                   output.as<float>(), threads);
+  row_sums_.with(in[weight], threads, [&](const std::int32_t* sums) {
+    quantized_linear(in[x].as<float>(), in[x].dims[0], in[x].dims[1], in[weight].as<std::int8_t>(),
+                     in[weight_scale].as<float>(), sums, in[weight].dims[0], output.as<float>(), threads);
+  });
 }
 
 }  // namespace nanovllm

@@ -1,9 +1,8 @@
 // The operator nanovllm::QuantizedLinear_v1, as export/quantized_linear.py states its contract.
 #pragma once
 
-#include <vector>
-
 #include "custom_op.h"
+#include "row_sums.h"
 
 namespace nanovllm {
 
@@ -18,7 +17,7 @@ class QuantizedLinearOp {
 
  private:
   const Ort& ort_;
-  std::vector<std::int32_t> row_sums_;  // of a weight that is part of the model; else empty
+  RowSums row_sums_;
 };
 
 }  // namespace nanovllm
