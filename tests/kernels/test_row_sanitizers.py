@@ -18,6 +18,10 @@ SOURCES = {
         "block_product_vnni",
         "instruction_set",
     ),
+    "greedy_head": (
+        *("greedy_head", "greedy_product", "greedy_sketch", "quantized_linear", "row_product", "row_product_avx2"),
+        *("row_product_vnni", "block_product", "block_product_avx2", "block_product_vnni", "instruction_set"),
+    ),
     "gated_silu": ("gated_silu", "gated_silu_scalar", "gated_silu_avx2", "gated_silu_avx512", "instruction_set"),
 }
 

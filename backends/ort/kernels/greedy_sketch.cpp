@@ -19,6 +19,7 @@ namespace {
 
 constexpr float kSteps = 4.01f;       // 4, and 0.01 for what float32 rounds off
 constexpr std::size_t kPartBytes = std::size_t{1} << 17;  // of the sketch: in smaller pieces memory is read more slowly
+constexpr std::size_t kTaskParts = 8;  // whose candidates are collected before they are looked up
 constexpr std::size_t kProbes = 4;
 constexpr std::size_t kMaxShare = 16;  // candidates are at most one output in so many
 constexpr float kSmallest = 1e-30f;    // a logit of smaller magnitude may have lost bits, so that others equal it
@@ -66,6 +67,13 @@ SketchRows sketch_rows(const std::vector<Query>& queries, std::size_t num_in) {
   return rows;
 }
 
+// Asks for what exact_value() will read. Candidates lie far apart, so that one would be waited for after the other.
+void prefetch_row(const GreedyTable& table, std::size_t output) {
+  const auto num_in = static_cast<std::size_t>(table.num_in);
+  const std::int8_t* weight = table.weight + output * num_in;
+  for (std::size_t k = 0; k < num_in; k += 64) __builtin_prefetch(weight + k);
+}
+
 // What the table says of an output, in units of the query's scale.
 float exact_value(const Query& query, const GreedyTable& table, std::size_t output) {
   const std::size_t num_in = query.integers.size();
@@ -85,7 +93,7 @@ class Scores {
         num_out_(static_cast<std::size_t>(table.num_out)),
         rows_(sketch_rows(queries, static_cast<std::size_t>(table.num_in))),
         part_outputs_((kPartBytes / (rows_.num_blocks * kBlockBytes<4> + 1) / kLanes + 1) * kLanes),
-        num_parts_(num_parts(num_out_, part_outputs_)),
+        num_parts_(nanovllm::num_parts(num_out_, part_outputs_)),
         scores_(new float[queries.size() * num_out_]),
         highest_(num_parts_ * queries.size()),
         reached_(num_parts_ * queries.size()) {
@@ -104,13 +112,12 @@ class Scores {
     return outputs;
   }
 
-  std::size_t num_tasks() const { return num_parts_; }
+  std::size_t num_parts() const { return num_parts_; }
 
-  // The candidates of a part for row t.
-  std::vector<std::size_t> candidates(std::size_t index, std::size_t t) const {
-    std::vector<std::size_t> outputs;
+  // Adds the candidates of a part for row t to `outputs`, and asks for their rows of the table.
+  void add_candidates(std::size_t index, std::size_t t, std::vector<std::size_t>& outputs) const {
     const Query& query = queries_[t];
-    if (reached_[index * queries_.size() + t] < query.probe) return outputs;
+    if (reached_[index * queries_.size() + t] < query.probe) return;
     const Span span = outputs_of(index);
     const float* scores = scores_of(index, t);
     const float* step = table_.sketch_step + span.begin;
@@ -118,10 +125,12 @@ class Scores {
       const std::size_t end = std::min(first + kLanes, span.end - span.begin);
       int any = 0;
       for (std::size_t i = first; i < end; ++i) any |= !(scores[i] + query.reach * step[i] < query.probe);
-      for (std::size_t i = first; any != 0 && i < end; ++i)
-        if (!(scores[i] + query.reach * step[i] < query.probe)) outputs.push_back(span.begin + i);
+      for (std::size_t i = first; any != 0 && i < end; ++i) {
+        if (scores[i] + query.reach * step[i] < query.probe) continue;
+        outputs.push_back(span.begin + i);
+        prefetch_row(table_, span.begin + i);
+      }
     }
-    return outputs;
   }
 
  private:
@@ -187,10 +196,13 @@ class Scores {
 Best best_candidate(const Scores& scores, const Query& query, std::size_t t, const GreedyTable& table,
                     const Parallel& parallel) {
   const std::size_t limit = static_cast<std::size_t>(table.num_out) / kMaxShare + kProbes;
-  std::vector<Best> bests(scores.num_tasks());
+  const std::size_t num_tasks = num_parts(scores.num_parts(), kTaskParts);
+  std::vector<Best> bests(num_tasks);
   std::atomic<std::size_t> total{0};
-  run_parts(parallel, scores.num_tasks(), [&](std::size_t index) {
-    const std::vector<std::size_t> candidates = scores.candidates(index, t);
+  run_parts(parallel, num_tasks, [&](std::size_t index) {
+    std::vector<std::size_t> candidates;
+    const Span parts = part(scores.num_parts(), kTaskParts, index);
+    for (std::size_t i = parts.begin; i < parts.end; ++i) scores.add_candidates(i, t, candidates);
     if ((total += candidates.size()) > limit) return;
     for (const std::size_t output : candidates)
       bests[index].consider({exact_value(query, table, output) * query.scale, static_cast<std::int64_t>(output)});
