@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-sketch",
         action="store_true",
-        help="leave out the 4-bit sketch of an int8 head, which takes half the head's size and makes greedy tokens faster",
+        help="leave out the 4-bit sketch of an int8 head, which takes half its size and makes greedy tokens faster",
     )
     parser.add_argument("--verify", action="store_true", help="compare its answers with float32's and transformers'")
     parser.add_argument("--verify-text", metavar="FILE", help="as --verify, with the perplexity of this text")

@@ -49,7 +49,9 @@ def adversarial_tables(rng: np.random.Generator, num_out: int, num_in: int) -> d
     outlier[:, num_in // 2] = 127
     base = rng.integers(-127, 128, num_in, np.int8)
     family = np.clip(base + rng.integers(-1, 2, (num_out, num_in)), -127, 127).astype(np.int8)
-    errors = np.full((num_out, num_in), 8, np.int8)  # all numbers of a row round to the same side where they round alike
+    errors = np.full(
+        (num_out, num_in), 8, np.int8
+    )  # all numbers of a row round to the same side where they round alike
     errors[:, ::128] = 127
     errors[np.arange(num_out), rng.integers(1, num_in, num_out)] += 1
     return {
