@@ -18,9 +18,9 @@ bytes. It decides for few rows by the sketch, for many by the whole product, a p
 
 The sketch is the table times weight_scale in blocks of 4 bits (`export.quantize`), each number rounded up or down at
 random with its own value as the mean (`export.sketch`). So with q the int8 numbers of x, the value that decides, which
-is q . row n of the table, differs from q . row n of the sketch by a sum of independent errors of mean 0, the k-th within
-an interval of length |q[k]| * step[n], whatever the table and x are: x cannot know what was drawn. By Hoeffding's
-inequality (Journal of the American Statistical Association 58, 1963) the error is above
+is q . row n of the table, differs from q . row n of the sketch by a sum of independent errors of mean 0, the k-th
+within an interval of length |q[k]| * step[n], whatever the table and x are: x cannot know what was drawn. By
+Hoeffding's inequality (Journal of the American Statistical Association 58, 1963) the error is above
 
     bound[n] = c * |q| * step[n]         |q| = sqrt(sum_k q[k] ** 2)
 

@@ -19,15 +19,15 @@ def sketch_rows(
 ) -> tuple[npt.NDArray[np.uint8], Float32Array]:
     """The blocks of 4 bits, (rows, blocks, BLOCK / 2), and their scales, (rows, blocks).
 
-    integers: (rows, features). A block's scale is the smallest at which nothing is cut off: of the largest magnitude a
-    8th, which takes the end of the range that has no opposite, so that a scale may be negative. A number u of scales is
+    integers: (rows, features). A block's scale is the smallest at which nothing is cut off: an eighth of the
+    largest magnitude, which takes the end of the range that has no opposite, so that a scale may be negative. A number u of scales is
     rounded to floor(u + d), d uniform in [0, 1) and drawn anew for each: its mean is u, and it is off by less than one.
     """
     rows, num_features = integers.shape
     blocks = num_blocks(num_features)
-    parts = np.zeros((rows, blocks * BLOCK), np.float32)
-    parts[:, :num_features] = integers
-    parts = parts.reshape(rows, blocks, BLOCK)
+    padded = np.zeros((rows, blocks * BLOCK), np.float32)
+    padded[:, :num_features] = integers
+    parts = padded.reshape(rows, blocks, BLOCK)
     high, low = parts.max(-1), -parts.min(-1)
     sizes = np.maximum(np.maximum(high, low) / 8, np.minimum(high, low) / 7).astype(np.float32)
     scales = np.where(high > low, -sizes, sizes)

@@ -1,8 +1,8 @@
 """PagedRunner: runs steps of an exported graph on ONNX Runtime's CPU provider, over a paged KV cache.
 
 The pools are bound once, input and output to the same memory, so that the graph updates them in place; the step's small
-arrays and the logits are bound for every run. Where the graph picks greedy tokens itself, it is asked for these in place
-of their logits. Knows nothing about scheduling, and of sampling no more than which rows are greedy.
+arrays and the logits are bound for every run. Where the graph picks greedy tokens itself, it is asked for these in
+place of their logits. Knows nothing about scheduling, and of sampling no more than which rows are greedy.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -53,7 +53,7 @@ std::vector<Best> best_of_all(const QuantizedRows& rows, const GreedyTable& tabl
 // outputs gets none: its id is not below num_out.
 std::vector<Best> best_by_sketch(const QuantizedRows& rows, const GreedyTable& table, const Parallel& parallel);
 
-// From more rows on, the whole product takes less time than the sketch of them (2 cores of Zen 4: 5.9 against 6.1 ms).
+// Of more rows the whole product takes less time than sketches: of 4 by 896 x 151,936, 5.8 ms by sketch and 6.3 without.
 constexpr std::size_t kSketchRows = 4;
 
 }  // namespace nanovllm
