@@ -19,9 +19,10 @@ def sketch_rows(
 ) -> tuple[npt.NDArray[np.uint8], Float32Array]:
     """The blocks of 4 bits, (rows, blocks, BLOCK / 2), and their scales, (rows, blocks).
 
-    integers: (rows, features). A block's scale is the smallest at which nothing is cut off: an eighth of the
-    largest magnitude, which takes the end of the range that has no opposite, so that a scale may be negative. A number u of scales is
-    rounded to floor(u + d), d uniform in [0, 1) and drawn anew for each: its mean is u, and it is off by less than one.
+    integers: (rows, features). A block's scale is the smallest at which nothing is cut off: mostly an eighth of the
+    largest magnitude, which takes the end of the range that has no opposite, so that a scale may be negative. A number
+    of u scales is rounded to floor(u + d), d uniform in [0, 1) and drawn anew for each: its mean is u, and it is off by
+    less than one.
     """
     rows, num_features = integers.shape
     blocks = num_blocks(num_features)
