@@ -55,6 +55,11 @@ def _parser() -> argparse.ArgumentParser:
         help="layers that get another precision, such as lm_head=fp32 or layers.0=int8 or down_proj=int8",
     )
     parser.add_argument("--no-smoothing", action="store_true", help="leave outlying channels where they are")
+    parser.add_argument(
+        "--no-sketch",
+        action="store_true",
+        help="leave out the 4-bit sketch of an int8 head, which takes half its size and makes greedy tokens faster",
+    )
     parser.add_argument("--verify", action="store_true", help="compare its answers with float32's and transformers'")
     parser.add_argument("--verify-text", metavar="FILE", help="as --verify, with the perplexity of this text")
     parser.add_argument("--device", default="cpu", help="what the model is to run on: cpu (default)")
@@ -76,7 +81,17 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _NATIVE_ONLY = (
-    *("precision", "keep", "no_smoothing", "verify", "verify_text", "max_length", "block_size", "random_weights"),
+    *(
+        "precision",
+        "keep",
+        "no_smoothing",
+        "no_sketch",
+        "verify",
+        "verify_text",
+        "max_length",
+        "block_size",
+        "random_weights",
+    ),
     *("seed", "device"),
 )
 
@@ -128,6 +143,7 @@ def _export(arguments: argparse.Namespace) -> int:
         precision=arguments.precision,
         keep=arguments.keep,
         smoothing=not arguments.no_smoothing,
+        sketch=not arguments.no_sketch,
         verify=arguments.verify,
         verify_text=arguments.verify_text,
         device=arguments.device,

@@ -55,6 +55,7 @@ def export_model(
     precision: str = "fp32",
     keep: Sequence[str] = (),
     smoothing: bool = True,
+    sketch: bool = True,
     verify: bool = False,
     verify_text: str | Path | None = None,
     device: str = "cpu",
@@ -70,14 +71,15 @@ def export_model(
 
     precision: one of `PRECISIONS`. keep: layers that get another one, texts of the form PATTERN=PRECISION; see
     `export.precision.KeepRule`. smoothing: whether quantized layers get outlying channels of their inputs folded into
-    their weights, which leaves the model's function as it is; see `export.smoothing`. verify: whether to run the export
-    against float32, ours and, where it is installed, transformers', and to keep the comparison in model_info.json; see
-    `export.verify`. verify_text: a file of text to measure the perplexity on; implies verify. device: "cpu".
-    max_model_len: longest sequence in tokens, by default and at most the checkpoint's own. block_size: tokens of a KV
-    block that the engine prefers for this model. revision: branch, tag or commit of a hub id. random_weights: draw the
-    weights from `seed` instead of reading them; `model` is then a folder with a config.json, or one of
-    `nanovllm.known_shapes`. force: replace an existing export. progress: bar on stderr. The folder appears complete or
-    not at all.
+    their weights, which leaves the model's function as it is; see `export.smoothing`. sketch: whether an int8 head gets
+    a sketch of half its size, by which greedy tokens are found faster; see `export.greedy_head`. verify: whether to run
+    the export against float32, ours and, where it is installed, transformers', and to keep the comparison in
+    model_info.json; see `export.verify`. verify_text: a file of text to measure the perplexity on; implies verify.
+    device: "cpu". max_model_len: longest sequence in tokens, by default and at most the checkpoint's own. block_size:
+    tokens of a KV block that the engine prefers for this model. revision: branch, tag or commit of a hub id.
+    random_weights: draw the weights from `seed` instead of reading them; `model` is then a folder with a config.json,
+    or one of `nanovllm.known_shapes`. force: replace an existing export. progress: bar on stderr. The folder appears
+    complete or not at all.
 
     Raises `ModelError` (`ModelNotFoundError`, `CheckpointError`, `UnsupportedModelError`, `ExportError`) or
     `ConfigError` for an option out of range.
@@ -99,6 +101,7 @@ def export_model(
         producer_version=package_version("nanovllm"),
         precisions=precisions,
         smoothing=smoothing,
+        sketch=sketch,
     )
     precisions.check_all_used()
     name = _model_name(model, checkpoint)

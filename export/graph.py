@@ -22,6 +22,7 @@ from export.fused_linear import FORMS
 from export.fusion import fuse_products
 from export.gated_silu import OP_TYPE as GATED_SILU
 from export.gated_silu import gated_silu_function
+from export.greedy_head import IDS, INDICES, add_greedy_head, greedy_head_function
 from export.moe import add_mixture
 from export.nodes import Nodes
 from export.paged_attention import DOMAIN, DOMAIN_VERSION, OP_TYPE, OPSET, paged_attention_function
@@ -73,17 +74,20 @@ def build_graph(
     producer_version: str,
     precisions: PrecisionPlan | None = None,
     smoothing: bool = True,
+    sketch: bool = True,
 ) -> OnnxGraph:
     """The graph of `decoder`. Raises `CheckpointError` where a weight is missing or of another shape.
 
     max_model_len: positions, in tokens, that the rotary tables reach. precisions: which layer gets which, by default
     float32; notes what it gave. smoothing: whether outlying channels are folded into weights; see `export.smoothing`.
+    sketch: whether an int8 head gets a sketch; see `export.greedy_head`.
     """
     precisions = precisions or PrecisionPlan()
     ops = _OnnxOps(checkpoint, max_model_len, precisions, find_folds(decoder, precisions) if smoothing else ())
     logits = decoder.logits(ops)
+    is_greedy = add_greedy_head(ops.nodes, ops.plan, logits, sketch=sketch)
     ops.nodes.rename(logits, "logits")
-    inputs, outputs = _interface(decoder.geometry)
+    inputs, outputs = _interface(decoder.geometry, is_greedy=is_greedy)
     vectors = {tensor.name for tensor in ops.plan.tensors.values() if len(tensor.shape) == 1}
     fuse_products(ops.nodes, vectors, {tensor.name for tensor in outputs})
     graph = helper.make_graph(
@@ -112,7 +116,7 @@ def _opset_imports(nodes: Nodes) -> list[OperatorSetIdProto]:
 
 def _functions(ops: "_OnnxOps") -> list[FunctionProto]:
     """The model-local functions that the graph calls."""
-    used = {node.op_type for node in ops.nodes.protos if node.domain == DOMAIN}
+    used = {node.op_type for node in ops.nodes.protos if node.domain == DOMAIN}  # a greedy head calls the linear layer
     forms = [form for form in FORMS if form.op_type in used]
     used.update(name for form in forms for name in form.calls)
     functions = (
@@ -120,11 +124,12 @@ def _functions(ops: "_OnnxOps") -> list[FunctionProto]:
         quantized_linear_function(DOMAIN),
         block_linear_function(DOMAIN),
         gated_silu_function(DOMAIN),
+        greedy_head_function(DOMAIN),
     )
     return [function for function in functions if function.name in used] + [form.function(DOMAIN) for form in forms]
 
 
-def _interface(geometry: Geometry) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+def _interface(geometry: Geometry, *, is_greedy: bool) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
     pool = ("num_blocks", "block_size", geometry.num_kv_heads, geometry.head_dim)
     layers = range(geometry.num_layers)
     inputs = (
@@ -135,10 +140,12 @@ def _interface(geometry: Geometry) -> tuple[tuple[TensorInfo, ...], tuple[Tensor
         TensorInfo(name="block_tables", dtype="int32", shape=("num_seqs", "max_blocks")),
         TensorInfo(name="slot_mapping", dtype="int32", shape=("num_tokens",)),
         TensorInfo(name="logits_indices", dtype="int32", shape=("num_logits",)),
+        *([TensorInfo(name=INDICES, dtype="int32", shape=("num_greedy",))] if is_greedy else []),
         *(TensorInfo(name=f"{kind}_cache.{i}", dtype="float32", shape=pool) for i in layers for kind in _KINDS),
     )
     outputs = (
         TensorInfo(name="logits", dtype="float32", shape=("num_logits", geometry.vocab_size)),
+        *([TensorInfo(name=IDS, dtype="int64", shape=("num_greedy",))] if is_greedy else []),
         *(TensorInfo(name=f"{kind}_cache_out.{i}", dtype="float32", shape=pool) for i in layers for kind in _KINDS),
     )
     return inputs, outputs

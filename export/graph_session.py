@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.folder import MODEL_FILE
+from export.greedy_head import IDS, INDICES
 from nanovllm.errors import ExportError
 from nanovllm.model_info import ModelInfo
 
@@ -32,6 +33,10 @@ class GraphSession:
         self._run = session.run_with_iobinding
         self._binding = session.io_binding()
         self._vocab_size = info.vocab_size
+        if any(tensor.name == INDICES for tensor in info.inputs):  # logits tell all
+            self._no_rows = (np.empty(0, np.int32), np.empty(0, np.int64))
+            _bind(self._binding.bind_input, INDICES, self._no_rows[0])
+            _bind(self._binding.bind_output, IDS, self._no_rows[1])
         self._num_blocks = -(-max_tokens // _BLOCK_SIZE)
         shape = (info.num_layers, 2, self._num_blocks, _BLOCK_SIZE, info.num_kv_heads, info.head_dim)
         self._pools = np.zeros(shape, np.float32)

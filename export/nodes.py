@@ -44,6 +44,17 @@ class Nodes:
             node.attribute.append(helper.make_attribute_ref(key, kind, ref_attr_name=ref.name))
         self.protos.append(node)
 
+    def again(self, node: NodeProto, names: dict[str, str]) -> None:
+        """Adds a copy of `node` that reads what `names` says in place of its inputs, and notes in it the copy's
+        results."""
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        names.update({output: f"{output}.again.{len(self.protos)}" for output in node.output if output})
+        for values in (copy.input, copy.output):
+            values[:] = [names.get(name, name) for name in values]
+        copy.name = copy.output[0]
+        self.protos.append(copy)
+
     def ints(self, *values: int) -> str:
         """A 1-D int64 constant."""
         return self.add("Constant", [], value_ints=list(values))

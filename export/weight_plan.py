@@ -46,6 +46,7 @@ class WeightPlan:
         self.file_name = file_name
         self.tensors: dict[str, PlannedTensor] = {}
         self.num_bytes = 0
+        self._path: Path | None = None  # of the file while it is written
 
     def add(self, name: str, shape: tuple[int, ...], slices: Slices, dtype: npt.DTypeLike = np.float32) -> str:
         """Plans a tensor and returns its name. A name that is there already is shared, not added again."""
@@ -65,8 +66,10 @@ class WeightPlan:
     def write(self, folder: Path, on_progress: Callable[[int], object]) -> WeightsFile:
         """Writes the file into `folder`; on_progress is called with the bytes of each slice written. Raises OSError."""
         digest, position = hashlib.sha256(), 0
-        with (folder / self.file_name).open("wb") as file:
+        self._path = folder / self.file_name
+        with self._path.open("wb") as file:
             for tensor in self.tensors.values():
+                file.flush()  # for `written`
                 padding = bytes(tensor.offset - position)
                 file.write(padding)
                 digest.update(padding)
@@ -78,7 +81,24 @@ class WeightPlan:
                     position += len(data)
                     on_progress(len(data))
                 assert position == tensor.offset + tensor.num_bytes, f"{tensor.name}: wrote another size than planned"
+        self._path = None
         return WeightsFile(file=self.file_name, num_bytes=position, sha256=digest.hexdigest())
+
+    def written(self, name: str, max_bytes: int) -> Iterator[npt.NDArray[Any]]:
+        """A tensor that stands in the file already, in row slices of at most max_bytes, but of at least one row.
+
+        For tensors that are made of it: called from their slices, while the file is being written.
+        """
+        tensor = self.tensors[name]
+        assert self._path is not None, f"{name} is read while nothing is written"
+        row_bytes = tensor.num_bytes // tensor.shape[0]
+        step = max(1, max_bytes // row_bytes)
+        with self._path.open("rb") as file:
+            file.seek(tensor.offset)
+            for first in range(0, tensor.shape[0], step):
+                num_rows = min(step, tensor.shape[0] - first)
+                data = np.frombuffer(file.read(num_rows * row_bytes), tensor.dtype.newbyteorder("<"))
+                yield data.reshape(num_rows, *tensor.shape[1:])
 
 
 def _little_endian(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> memoryview:

@@ -1,7 +1,8 @@
 """PagedRunner: runs steps of an exported graph on ONNX Runtime's CPU provider, over a paged KV cache.
 
 The pools are bound once, input and output to the same memory, so that the graph updates them in place; the step's small
-arrays and the logits are bound for every run. Knows nothing about scheduling and sampling.
+arrays and the logits are bound for every run. Where the graph picks greedy tokens itself, it is asked for these in
+place of their logits. Knows nothing about scheduling, and of sampling no more than which rows are greedy.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,11 @@ from backends.ort.kernels.library import KernelStatus
 from backends.ort.kernels.sampler import CompiledSampler
 from backends.ort.kv_pools import KVPool, allocate_pools, kv_bytes_per_block
 from backends.ort.step_runs import StepRun, split_step, whole_step
-from nanovllm.batch import Batch
+from nanovllm.batch import Batch, StepOutput
 from nanovllm.errors import BackendError
 from nanovllm.model_info import ModelInfo
 from nanovllm.plugins.interfaces import LogitsModelRunner
+from nanovllm.sampler import plain_rows, sample_others
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession  # type: ignore[import-untyped, unused-ignore]
@@ -56,6 +58,7 @@ class PagedRunner(LogitsModelRunner):
         self._block_size = 0
         self._logits = np.empty((0, model_info.vocab_size), np.float32)
         self._spare = self._logits
+        self._picks_greedy = any(tensor.name == "greedy_ids" for tensor in model_info.outputs)
         weight_bytes = sum(weights.num_bytes for weights in model_info.weights)
         pair_bytes = model_info.num_layers * 2 * model_info.num_kv_heads * model_info.head_dim * 4  # read as float
         self._run_cost = weight_bytes / (pair_bytes * _PADDED_PAIR_COST)
@@ -76,14 +79,15 @@ class PagedRunner(LogitsModelRunner):
 
     def forward(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Logits, float32 (num_logits, vocab_size), in memory that the next call reuses. Raises `BackendError`."""
-        if self._pools is None:
-            self._open_session()
-            raise BackendError("the KV cache is not allocated: call allocate_kv_cache first.")
-        self._logits = _at_least(self._logits, batch.num_logits)
-        logits = self._logits[: batch.num_logits]
-        for run in self._runs(batch, self._block_size):
-            self._run(run, logits)
-        return logits
+        return self._step(batch, np.zeros(batch.num_logits, np.bool_))[0]
+
+    def execute(self, batch: Batch) -> StepOutput:
+        sampling = batch.sampling
+        is_greedy = plain_rows(sampling) & ~(sampling.rows["temperature"] > 0)
+        if not self._picks_greedy or not is_greedy.any():
+            return super().execute(batch)
+        logits, token_ids = self._step(batch, is_greedy)
+        return sample_others(token_ids, is_greedy, logits, sampling, batch.logits_start, self.draw)
 
     def draw(
         self, logits: npt.NDArray[np.float32], rows: npt.NDArray[np.void], uniforms: npt.NDArray[np.float64]
@@ -96,13 +100,29 @@ class PagedRunner(LogitsModelRunner):
         self._binding, self._pools, self._session = None, None, None
         self._logits = self._spare = np.empty((0, self.model_info.vocab_size), np.float32)
 
-    def _runs(self, batch: Batch, block_size: int) -> list[StepRun]:
-        if self.kernels.library is None:
-            return split_step(batch, block_size, self._run_cost)
-        return whole_step(batch, block_size)
+    def _step(
+        self, batch: Batch, is_greedy: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """The logits of the rows that are not greedy, as `forward` gives them, and the tokens of those that are, int64
+        (num_logits,), 0 for the others."""
+        if self._pools is None:
+            self._open_session()
+            raise BackendError("the KV cache is not allocated: call allocate_kv_cache first.")
+        num_logits = int(np.count_nonzero(~is_greedy))
+        self._logits = _at_least(self._logits, num_logits)
+        logits, token_ids = self._logits[:num_logits], np.zeros(batch.num_logits, np.int64)
+        for run in self._runs(batch, is_greedy):
+            token_ids[run.greedy_rows] = self._run(run, logits)
+        return logits, token_ids
 
-    def _run(self, run: StepRun, logits: npt.NDArray[np.float32]) -> None:
-        """Runs the graph and puts the run's rows where they belong, directly where they stand together."""
+    def _runs(self, batch: Batch, is_greedy: npt.NDArray[np.bool_]) -> list[StepRun]:
+        if self.kernels.library is None:
+            return split_step(batch, self._block_size, self._run_cost, is_greedy)
+        return whole_step(batch, self._block_size, is_greedy)
+
+    def _run(self, run: StepRun, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+        """Runs the graph and puts the run's rows where they belong, directly where they stand together; returns the
+        tokens of its greedy rows."""
         num_rows = len(run.rows)
         together = num_rows == 0 or run.rows[-1] - run.rows[0] == num_rows - 1
         if together:
@@ -111,9 +131,13 @@ class PagedRunner(LogitsModelRunner):
         else:
             self._spare = _at_least(self._spare, num_rows)
             target = self._spare[:num_rows]
+        token_ids = np.empty(len(run.greedy_rows), np.int64)
         for name, array in run.inputs.items():
-            _bind(self._binding.bind_input, name, array)
+            if name != "greedy_indices" or self._picks_greedy:
+                _bind(self._binding.bind_input, name, array)
         _bind(self._binding.bind_output, "logits", target)
+        if self._picks_greedy:
+            _bind(self._binding.bind_output, "greedy_ids", token_ids)
         try:
             self._open_session().run_with_iobinding(self._binding)
         except Exception as error:  # its exceptions share no base class
@@ -122,6 +146,7 @@ class PagedRunner(LogitsModelRunner):
             ) from error
         if not together:
             logits[run.rows] = target
+        return token_ids
 
     def _open_session(self) -> "InferenceSession":
         if self._session is None:

@@ -22,38 +22,46 @@ from nanovllm.batch import Batch
 __all__ = ["StepRun", "split_step", "whole_step"]
 
 Int64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class StepRun:
     """Some sequences of a batch, packed as a batch of their own.
 
-    inputs: the graph's inputs by name, C-contiguous. rows: int64 (num_logits of the run,), ascending: which rows of the
-    whole batch's logits these are.
+    inputs: the graph's inputs by name, C-contiguous. rows: int64 (num_logits of the run,), ascending: which of the
+    batch's rows that are not greedy these are. greedy_rows: int64 (num_greedy of the run,): which of the batch's rows
+    those are of which the graph gives the token alone.
     """
 
     inputs: dict[str, npt.NDArray[Any]]
     rows: Int64Array
+    greedy_rows: Int64Array
 
 
-def split_step(batch: Batch, block_size: int, run_cost: float) -> list[StepRun]:
+def split_step(batch: Batch, block_size: int, run_cost: float, is_greedy: BoolArray) -> list[StepRun]:
     """The runs of a step, each with its sequences in the batch's order.
 
-    run_cost: what a run costs beside attention, in (query, key) pairs of padded attention.
+    run_cost: what a run costs beside attention, in (query, key) pairs of padded attention. is_greedy: (num_logits,):
+    the rows of which the token is wanted in place of the logits.
     """
     query_lens = np.diff(batch.query_start).astype(np.int64)
     total_lens = batch.context_lens + query_lens
     groups = list(_groups(query_lens, total_lens, run_cost))
-    return [_run(batch, group, query_lens, int(total_lens[group].max()), block_size) for group in groups]
+    longest = [int(total_lens[group].max()) for group in groups]
+    return [
+        _run(batch, group, query_lens, total, block_size, is_greedy)
+        for group, total in zip(groups, longest, strict=True)
+    ]
 
 
-def whole_step(batch: Batch, block_size: int) -> list[StepRun]:
-    """The step as one run, none if it has no sequences."""
+def whole_step(batch: Batch, block_size: int, is_greedy: BoolArray) -> list[StepRun]:
+    """The step as one run, none if it has no sequences. is_greedy: as for `split_step`."""
     if batch.num_seqs == 0:
         return []
     query_lens = np.diff(batch.query_start).astype(np.int64)
     longest_total = int((batch.context_lens + query_lens).max())
-    return [_run(batch, np.arange(batch.num_seqs), query_lens, longest_total, block_size)]
+    return [_run(batch, np.arange(batch.num_seqs), query_lens, longest_total, block_size, is_greedy)]
 
 
 def _groups(query_lens: Int64Array, total_lens: Int64Array, run_cost: float) -> Iterator[Int64Array]:
@@ -73,14 +81,23 @@ def _groups(query_lens: Int64Array, total_lens: Int64Array, run_cost: float) -> 
         yield np.sort(order[first:])
 
 
-def _run(batch: Batch, group: Int64Array, query_lens: Int64Array, longest_total: int, block_size: int) -> StepRun:
+def _run(
+    batch: Batch,
+    group: Int64Array,
+    query_lens: Int64Array,
+    longest_total: int,
+    block_size: int,
+    is_greedy: BoolArray,
+) -> StepRun:
     num_blocks = -(-longest_total // block_size)
     lens = query_lens[group]
     starts = np.cumsum(lens) - lens  # of each sequence within the run
     tokens = _ranges(batch.query_start[group], lens)
     num_rows = np.diff(batch.logits_start)[group]
     rows = _ranges(batch.logits_start[group], num_rows)
-    shift = np.repeat(starts - batch.query_start[group], num_rows)
+    indices = batch.logits_indices[rows] + np.repeat(starts - batch.query_start[group], num_rows)
+    greedy = is_greedy[rows]
+    places = np.cumsum(~is_greedy) - 1  # of each row among those that are not greedy
     inputs = {
         "token_ids": _packed(batch.token_ids[tokens], np.int64),
         "positions": _packed(batch.positions[tokens], np.int64),
@@ -88,9 +105,10 @@ def _run(batch: Batch, group: Int64Array, query_lens: Int64Array, longest_total:
         "context_lens": _packed(batch.context_lens[group], np.int32),
         "block_tables": _packed(batch.block_tables[group, :num_blocks], np.int32),
         "slot_mapping": _packed(batch.slot_mapping[tokens], np.int32),
-        "logits_indices": _packed(batch.logits_indices[rows] + shift, np.int32),
+        "logits_indices": _packed(indices[~greedy], np.int32),
+        "greedy_indices": _packed(indices[greedy], np.int32),
     }
-    return StepRun(inputs, rows)
+    return StepRun(inputs, places[rows[~greedy]], rows[greedy])
 
 
 def _ranges(starts: npt.NDArray[Any], lens: npt.NDArray[Any]) -> Int64Array:

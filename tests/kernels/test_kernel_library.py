@@ -115,8 +115,9 @@ def batch_of(query_lens: list[int], context_lens: list[int], block_size: int) ->
 
 def test_a_mixed_step_is_one_run_with_kernels_and_several_without() -> None:
     batch = batch_of([1, 100, 1, 7], [90, 0, 3, 20], block_size=8)
-    (run,) = whole_step(batch, 8)
-    assert len(split_step(batch, 8, run_cost=10.0)) > 1
+    no_row = np.zeros(batch.num_logits, np.bool_)
+    (run,) = whole_step(batch, 8, no_row)
+    assert len(split_step(batch, 8, run_cost=10.0, is_greedy=no_row)) > 1
     for name in ("token_ids", "positions", "query_start", "context_lens", "slot_mapping", "logits_indices"):
         np.testing.assert_array_equal(run.inputs[name], getattr(batch, name))
     np.testing.assert_array_equal(run.inputs["block_tables"], batch.block_tables[:, :13])

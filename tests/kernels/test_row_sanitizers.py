@@ -19,6 +19,10 @@ SOURCES = {
         "block_product_vnni",
         "instruction_set",
     ),
+    "greedy_head": (
+        *("greedy_head", "greedy_product", "greedy_sketch", "quantized_linear", "row_product", "row_product_avx2"),
+        *("row_product_vnni", "block_product", "block_product_avx2", "block_product_vnni", *GATED_SILU),
+    ),
     "gated_silu": GATED_SILU,
 }
 

@@ -33,7 +33,7 @@ print(json.dumps({"grown": peak_memory_bytes() - before, "weights": weights}))
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the system does not tell a process its peak memory")
 @pytest.mark.skipif(kernel_status().library is None, reason="stock operators keep a repacked copy of the weights")
-@pytest.mark.parametrize("precision", ["int8"])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_loading_and_a_first_step_take_little_more_than_the_weights(tmp_path: Path, precision: str) -> None:
     folder = export_model(
         "HuggingFaceTB/SmolLM2-135M-Instruct",

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paged_driver import PagedSequence, Wanted, Work, pack
 
-from backends.ort.step_runs import split_step
+from backends.ort.step_runs import StepRun, split_step
+from nanovllm.batch import Batch
 
 BLOCK_SIZE = 8
 RUN_COST = 1000.0
@@ -18,9 +19,13 @@ def work(num_tokens: int, context: int, wanted: Wanted = "last") -> Work:
     return Work(PagedSequence(random.integers(0, 99, total).tolist(), blocks, context), num_tokens, wanted)
 
 
+def split(batch: Batch) -> list[StepRun]:
+    return split_step(batch, BLOCK_SIZE, RUN_COST, np.zeros(batch.num_logits, np.bool_))
+
+
 def groups(*items: Work) -> list[list[int]]:
     """Query lengths of each run, ascending."""
-    runs = split_step(pack(items, BLOCK_SIZE), BLOCK_SIZE, RUN_COST)
+    runs = split(pack(items, BLOCK_SIZE))
     return sorted(np.diff(run.inputs["query_start"]).tolist() for run in runs)
 
 
@@ -45,7 +50,7 @@ def test_long_chunks_of_one_length_run_together() -> None:
 
 
 def test_block_tables_are_as_wide_as_the_longest_sequence_needs() -> None:
-    (run,) = split_step(pack([work(1, 7), work(1, 15), work(1, 16)], BLOCK_SIZE), BLOCK_SIZE, RUN_COST)
+    (run,) = split(pack([work(1, 7), work(1, 15), work(1, 16)], BLOCK_SIZE))
     assert run.inputs["block_tables"].shape == (3, 3)
 
 
@@ -57,20 +62,24 @@ WORK = st.builds(
 )
 
 
-@given(st.lists(WORK, min_size=1, max_size=12), st.floats(0, 1e5))
-def test_every_token_and_every_row_is_in_exactly_one_run(items: list[Work], run_cost: float) -> None:
+@given(st.lists(WORK, min_size=1, max_size=12), st.floats(0, 1e5), st.integers(0, 2**32 - 1))
+def test_every_token_and_every_row_is_in_exactly_one_run(items: list[Work], run_cost: float, seed: int) -> None:
     batch = pack(items, BLOCK_SIZE)
+    is_greedy = np.random.default_rng(seed).random(batch.num_logits) < 0.5
+    others = np.flatnonzero(~is_greedy)
     rows, slots = [], []
-    for run in split_step(batch, BLOCK_SIZE, run_cost):
+    for run in split_step(batch, BLOCK_SIZE, run_cost, is_greedy):
         inputs = run.inputs
         assert all(array.flags.c_contiguous for array in inputs.values())
-        rows += run.rows.tolist()
         slots += inputs["slot_mapping"].tolist()
-        token_rows = inputs["logits_indices"]
-        assert len(token_rows) == len(run.rows)
-        original = batch.logits_indices[run.rows]
-        np.testing.assert_array_equal(inputs["slot_mapping"][token_rows], batch.slot_mapping[original])
-        np.testing.assert_array_equal(inputs["token_ids"][token_rows], batch.token_ids[original])
+        for name, places in (("logits_indices", others[run.rows]), ("greedy_indices", run.greedy_rows)):
+            rows += places.tolist()
+            token_rows = inputs[name]
+            assert len(token_rows) == len(places)
+            original = batch.logits_indices[places]
+            np.testing.assert_array_equal(inputs["slot_mapping"][token_rows], batch.slot_mapping[original])
+            np.testing.assert_array_equal(inputs["token_ids"][token_rows], batch.token_ids[original])
+        assert is_greedy[run.greedy_rows].all()
         np.testing.assert_array_equal(inputs["positions"][inputs["query_start"][:-1]], inputs["context_lens"])
     assert sorted(rows) == list(range(batch.num_logits))
     assert sorted(slots) == sorted(batch.slot_mapping.tolist())
@@ -83,7 +92,7 @@ def test_the_split_is_never_dearer_than_one_run_each(items: list[Work]) -> None:
 
     apart = sum(cost([item.num_tokens], [len(item.sequence.tokens)]) for item in items)
     together = 0.0
-    for run in split_step(pack(items, BLOCK_SIZE), BLOCK_SIZE, RUN_COST):
+    for run in split(pack(items, BLOCK_SIZE)):
         query_lens = np.diff(run.inputs["query_start"])
         together += cost(query_lens.tolist(), (query_lens + run.inputs["context_lens"]).tolist())
     assert together <= apart

@@ -3,6 +3,7 @@
 #include "block_linear_op.h"
 #include "custom_op.h"
 #include "gated_silu_op.h"
+#include "greedy_head_op.h"
 #include "quantized_linear_op.h"
 
 namespace {
@@ -30,6 +31,7 @@ OrtCustomOpDomain* make_domain(const nanovllm::Ort& ort) {
       nanovllm::custom_op<QuantizedLinearForm<RowSource::gated_silu, true, true>>(),
       nanovllm::custom_op<nanovllm::BlockLinearOp>(),
       nanovllm::custom_op<nanovllm::GatedSiluOp>(),
+      nanovllm::custom_op<nanovllm::GreedyHeadOp>(),
   };
   OrtCustomOpDomain* domain = nullptr;
   OrtStatus* status = ort.create_domain("nanovllm", &domain);

@@ -5,28 +5,12 @@ namespace {
 
 enum Input { x, weight, weight_scale, num_required };
 
-// For what is done once, when a session is made and no step runs.
-class CallerThread final : public Parallel {
- public:
-  void run(std::size_t count, void (*task)(void*, std::size_t), void* data) const override {
-    for (std::size_t i = 0; i < count; ++i) task(data, i);
-  }
-};
-
-std::vector<std::int32_t> sums_of(const Tensor& weight, const Parallel& parallel) {
-  return weight_row_sums(weight.as<std::int8_t>(), weight.dims[0], weight.dims[1], parallel);
-}
-
 }  // namespace
 
 QuantizedLinearOp::QuantizedLinearOp(const Ort& ort, const OrtKernelInfo* info, RowSource source, bool has_bias,
                                      bool has_residual)
-    : ort_(ort), source_(source), has_bias_(has_bias), has_residual_(has_residual) {
+    : ort_(ort), source_(source), has_bias_(has_bias), has_residual_(has_residual), row_sums_(ort, info, weight) {
   if (source == RowSource::rms_norm) require(ort.attribute(info, "epsilon", &epsilon_));
-  int is_constant = 0;
-  const OrtValue* value = nullptr;
-  require(ort.constant_input(info, weight, &is_constant, &value));
-  if (is_constant != 0 && value != nullptr) row_sums_ = sums_of(tensor_of(ort, value), CallerThread());
 }
 
 void QuantizedLinearOp::compute(OrtKernelContext* context) const {
@@ -46,7 +30,7 @@ void QuantizedLinearOp::compute(OrtKernelContext* context) const {
   Tensor shape = in[x];
   shape.dims[1] = num_out;
   QuantizedLayer layer = {in[x].as<float>(), num_rows, num_in, in[weight].as<std::int8_t>(),
-                          in[weight_scale].as<float>(), row_sums_.data(), num_out,
+                          in[weight_scale].as<float>(), nullptr, num_out,
                           output_of(ort_, context, 0, shape).as<float>(), source_};
   layer.epsilon = epsilon_;
   if (source_ == RowSource::rms_norm) layer.gain = vector_of(num_in);
@@ -56,13 +40,12 @@ void QuantizedLinearOp::compute(OrtKernelContext* context) const {
     require(residual.rank == 2 && residual.dims == shape.dims, "QuantizedLinear: residual must be (T, N)");
     layer.residual = residual.as<float>();
   }
+  if (num_rows == 0) return;  // the weight is not even looked at
   const SessionThreads threads(ort_, context);
-  std::vector<std::int32_t> computed;
-  if (row_sums_.empty()) {
-    computed = sums_of(in[weight], threads);
-    layer.weight_row_sums = computed.data();
-  }
-  quantized_linear(layer, threads);
+  row_sums_.with(in[weight], threads, [&](const std::int32_t* sums) {
+    layer.weight_row_sums = sums;
+    quantized_linear(layer, threads);
+  });
 }
 
 }  // namespace nanovllm

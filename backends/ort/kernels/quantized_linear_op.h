@@ -3,10 +3,10 @@
 #pragma once
 
 #include <array>
-#include <vector>
 
 #include "custom_op.h"
 #include "quantized_linear.h"
+#include "row_sums.h"
 
 namespace nanovllm {
 
@@ -23,7 +23,7 @@ class QuantizedLinearOp {
   RowSource source_;
   bool has_bias_, has_residual_;
   float epsilon_ = 0;
-  std::vector<std::int32_t> row_sums_;  // of a weight that is part of the model; else empty
+  RowSums row_sums_;
 };
 
 template <RowSource kSource, bool kBias, bool kResidual>
