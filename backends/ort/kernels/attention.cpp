@@ -25,8 +25,10 @@ void run(const Parallel& parallel, std::size_t count, const Body& body) {
   parallel.run(count, task, const_cast<Body*>(&body));
 }
 
-AttentionKernel kernel() {
+AttentionKernel kernel([[maybe_unused]] const PagedAttention& call) {
 #if defined(__x86_64__)
+  const bool integers = call.pool_type == PoolType::int8 && __builtin_cpu_supports("avx512vnni");
+  if (instruction_set() == InstructionSet::avx512 && integers) return attention_kernel_avx512vnni();
   if (instruction_set() == InstructionSet::avx512) return attention_kernel_avx512();
   if (instruction_set() == InstructionSet::avx2) return attention_kernel_avx2();
 #endif
@@ -90,7 +92,7 @@ std::vector<AttentionTile> apart(const std::vector<AttentionTile>& tiles, std::i
 }
 
 void attend_tiles(const PagedAttention& call, const Parallel& parallel, const std::vector<AttentionTile>& tiles) {
-  const AttentionKernel isa = kernel();
+  const AttentionKernel isa = kernel(call);
   run(parallel, tiles.size(), [&](std::size_t i) {
     isa.attend(call, tiles[i], scratch(isa.scratch_floats(call, tiles[i])), nullptr);
   });
@@ -106,7 +108,7 @@ void attend_splits(const PagedAttention& call, const Parallel& parallel, const s
     AttentionTile tile;
     std::int64_t place;
   };
-  const AttentionKernel isa = kernel();
+  const AttentionKernel isa = kernel(call);
   std::vector<Piece> pieces;
   std::vector<std::int64_t> places;
   std::int64_t floats = 0;
