@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <new>
+#include <thread>
 #include <vector>
 
 #include "attention_tile.h"
@@ -13,9 +14,15 @@ namespace nanovllm {
 namespace {
 
 constexpr std::int64_t kTileRows = 64;         // queries x heads that share a tile's columns of keys
-constexpr std::size_t kEnoughTasks = 64;       // below it, tiles are cut further so that all threads have work
+constexpr std::size_t kTasksPerThread = 8;      // below it, tiles are cut further so that all threads have work
 constexpr std::int64_t kMaxPartialFloats = 1 << 22;
 constexpr std::int64_t kFeaturesPerTask = 16384;  // of keys to be written
+
+// The host does not say how many threads it runs; this is enough for those that there can be.
+std::size_t enough_tasks() {
+  static const std::size_t processors = std::thread::hardware_concurrency();
+  return processors == 0 ? 64 : std::min<std::size_t>(kTasksPerThread * processors, 64);
+}
 
 // Runs body(i) for every i below count on the host's threads.
 template <typename Body>
@@ -134,11 +141,11 @@ void paged_attention(const PagedAttention& call, const Parallel& parallel) {
   if (call.num_tokens == 0) return;
   write_cache(call, parallel);
   std::vector<AttentionTile> tiles = tiles_of(call);
-  if (tiles.size() < kEnoughTasks) tiles = apart(tiles, call.num_kv_heads);
+  if (tiles.size() < enough_tasks()) tiles = apart(tiles, call.num_kv_heads);
   std::int64_t floats = 0;
   for (const AttentionTile& tile : tiles) floats += tile.num_splits * partial_floats(call, tile);
   const bool split = std::any_of(tiles.begin(), tiles.end(), [](const auto& tile) { return tile.num_splits > 1; });
-  if (split && tiles.size() < kEnoughTasks && floats <= kMaxPartialFloats) return attend_splits(call, parallel, tiles);
+  if (split && tiles.size() < enough_tasks() && floats <= kMaxPartialFloats) return attend_splits(call, parallel, tiles);
   std::stable_sort(tiles.begin(), tiles.end(), [](const auto& a, const auto& b) { return cost(a) > cost(b); });
   attend_tiles(call, parallel, tiles);
 }

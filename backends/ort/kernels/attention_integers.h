@@ -59,10 +59,10 @@ struct IntegerTile {
         value_scales(scratch.take<float>(kStep)) {}
 };
 
-// Keys first .. end - 1 of the step, and those that fill their groups, to columns. Asks for those of the next step.
+// Keys first .. end - 1 of the step, and those that fill their groups, to columns.
 inline void pack_keys(const IntegerTile& tile, const std::int8_t* keys) {
   const __m512i raised = _mm512_set1_epi8(-128);
-  const std::int64_t *slots = tile.step.slots, *next = slots + kStep;
+  const std::int64_t* slots = tile.step.slots;
   for (std::int64_t key = tile.step.first / kGroup * kGroup; key < tile.step.end; key += 16) {
     std::uint8_t* const columns = tile.columns + key / kGroup * (tile.quads * kGroup * 4) + key % kGroup * 4;
     for (std::int64_t d = 0; d < tile.head_size; d += 64) {
@@ -71,7 +71,6 @@ inline void pack_keys(const IntegerTile& tile, const std::int8_t* keys) {
       NANOVLLM_UNROLL
       for (int i = 0; i < 16; ++i) {
         x[i] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(there, keys + slots[key + i] + d), raised);
-        __builtin_prefetch(keys + next[key + i] + d, 0, 3);
       }
       nanovllm::transpose(x);
       const std::int64_t quads = lesser(tile.quads - d / 4, 16);
@@ -80,10 +79,10 @@ inline void pack_keys(const IntegerTile& tile, const std::int8_t* keys) {
   }
 }
 
-// Values of the pairs that hold keys first .. end - 1 to the panel. Asks for those of the next step. Features of a group
-// stand in the order in which unpacking leaves them: in_order() undoes it.
+// Values of the pairs that hold keys first .. end - 1 to the panel. Features of a group stand in the order in
+// which unpacking leaves them: in_order() undoes it.
 inline void pack_values(const IntegerTile& tile, const std::int8_t* values) {
-  const std::int64_t *slots = tile.step.slots, *next = slots + kStep;
+  const std::int64_t* slots = tile.step.slots;
   for (std::int64_t d = 0; d < tile.head_size; d += kGroup) {
     const auto there = static_cast<__mmask32>(nanovllm::first_lanes(static_cast<std::size_t>(tile.head_size - d)));
     std::int16_t* const panel = tile.values + d * kStep;
@@ -92,10 +91,6 @@ inline void pack_values(const IntegerTile& tile, const std::int8_t* values) {
       const __m512i b = _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(there, values + slots[key + 1] + d));
       _mm512_storeu_si512(panel + key * kGroup, _mm512_unpacklo_epi16(a, b));
       _mm512_storeu_si512(panel + key * kGroup + kGroup, _mm512_unpackhi_epi16(a, b));
-      if (d % 64 == 0) {
-        __builtin_prefetch(values + next[key] + d, 0, 3);
-        __builtin_prefetch(values + next[key + 1] + d, 0, 3);
-      }
     }
   }
 }
@@ -115,16 +110,28 @@ inline __m512i four_bytes(const void* p) {
   return _mm512_set1_epi32(four);
 }
 
+// Where keys and values are that the next step will want; null where nobody has to ask for them. They are asked for a
+// little at a time while others are multiplied: in bursts they would hold up what is read now.
+struct Ahead {
+  const std::int8_t *keys = nullptr, *values = nullptr;
+};
+
 // Scores of R rows, which start with row `row` of those of a KV head, with a group of keys.
 template <int R>
-void score_rows(const IntegerTile& tile, std::int64_t row, std::int64_t key) {
+void score_rows(const IntegerTile& tile, std::int64_t row, std::int64_t key, const std::int8_t* ahead) {
   const std::int8_t* query = tile.queries + row * tile.query_stride;
   const std::uint8_t* columns = tile.columns + key * tile.quads * 4;
+  const std::int64_t* const next = tile.step.slots + kStep + key;
   __m512i low[R], high[R];
   NANOVLLM_UNROLL
   for (int r = 0; r < R; ++r) low[r] = high[r] = _mm512_set1_epi32(tile.offsets[row + r]);
   for (std::int64_t quad = 0; quad < tile.quads; ++quad, columns += kGroup * 4, query += 4) {
     const __m512i a = _mm512_loadu_si512(columns), b = _mm512_loadu_si512(columns + 64);
+    if (ahead != nullptr) {
+      const std::int64_t i = quad % 16 * 2;
+      __builtin_prefetch(ahead + next[i] + quad / 16 * 64, 0, 3);
+      __builtin_prefetch(ahead + next[i + 1] + quad / 16 * 64, 0, 3);
+    }
     NANOVLLM_UNROLL
     for (int r = 0; r < R; ++r) {
       const __m512i q = four_bytes(query + r * tile.query_stride);
@@ -149,14 +156,16 @@ struct Shares {
 
 // Weighs the values of a group of features for R rows and adds them to their sums.
 template <int R>
-void weigh_rows(const IntegerTile& tile, std::int64_t d, const Shares& shares, float* sums) {
+void weigh_rows(const IntegerTile& tile, std::int64_t d, const Shares& shares, float* sums, const std::int8_t* ahead) {
   const std::int64_t stride = padded_head_size(tile.call), first = tile.step.first / 2 * 2;
   const std::int16_t* panel = tile.values + d * kStep + first * kGroup;
+  const std::int64_t* const next = tile.step.slots + kStep;
   __m512i low[R], high[R];
   NANOVLLM_UNROLL
   for (int r = 0; r < R; ++r) low[r] = high[r] = _mm512_setzero_si512();
   for (std::int64_t key = first; key < tile.step.end; key += 2, panel += 2 * kGroup) {
     const __m512i a = _mm512_loadu_si512(panel), b = _mm512_loadu_si512(panel + kGroup);
+    if (ahead != nullptr) __builtin_prefetch(ahead + next[key + d / kGroup % 2] + d / 64 * 64, 0, 3);
     NANOVLLM_UNROLL
     for (int r = 0; r < R; ++r) {
       const __m512i weight = four_bytes(tile.weights + r * kStep + key);
@@ -179,10 +188,10 @@ void weigh_rows(const IntegerTile& tile, std::int64_t d, const Shares& shares, f
 
 // What the current step adds to R rows from `row` on, all of which see a key of it.
 template <int R>
-void attend_rows(const IntegerTile& tile, std::int64_t head, std::int64_t row, const Weigher& weigher,
+void attend_rows(const IntegerTile& tile, std::int64_t head, std::int64_t row, const Weigher& weigher, Ahead ahead,
                  const AttentionStates& states) {
   for (std::int64_t key = tile.step.first / kGroup * kGroup; key < tile.step.end; key += kGroup) {
-    score_rows<R>(tile, head * tile.rows + row, key);
+    score_rows<R>(tile, head * tile.rows + row, key, ahead.values);
   }
   Shares shares;
   alignas(64) float largest[16] = {}, units[16] = {};
@@ -208,18 +217,18 @@ void attend_rows(const IntegerTile& tile, std::int64_t head, std::int64_t row, c
     _mm512_storeu_ps(lanes, _mm512_fmadd_ps(weights[r], _mm512_set1_ps(shares_now[r]), earlier));
   }
   for (std::int64_t d = 0; d < tile.head_size; d += kGroup) {
-    weigh_rows<R>(tile, d, shares, states.sums + row * padded_head_size(tile.call));
+    weigh_rows<R>(tile, d, shares, states.sums + row * padded_head_size(tile.call), ahead.keys);
   }
 }
 
 // The same for up to R rows.
 template <int R>
 void attend_up_to(std::int64_t rows, const IntegerTile& tile, std::int64_t head, std::int64_t row, const Weigher& weigher,
-                  const AttentionStates& states) {
+                  Ahead ahead, const AttentionStates& states) {
   if constexpr (R > 1) {
-    if (rows < R) return attend_up_to<R - 1>(rows, tile, head, row, weigher, states);
+    if (rows < R) return attend_up_to<R - 1>(rows, tile, head, row, weigher, ahead, states);
   }
-  attend_rows<R>(tile, head, row, weigher, states);
+  attend_rows<R>(tile, head, row, weigher, ahead, states);
 }
 
 // Finds the scales of the current step's keys and values. A value that is not a number makes its key's score one, too.
@@ -242,11 +251,13 @@ inline void attend_step(const IntegerTile& tile, std::int64_t head, const Attent
   while (!sees(end - 1)) end -= tile.step.group;
   const std::int64_t kv_head = tile.step.tile.first_kv_head + head, offset = kv_head * tile.head_size;
   find_scales(tile, kv_head);
-  pack_keys(tile, static_cast<const std::int8_t*>(tile.call.key_cache) + offset);
-  pack_values(tile, static_cast<const std::int8_t*>(tile.call.value_cache) + offset);
+  const std::int8_t* const keys = static_cast<const std::int8_t*>(tile.call.key_cache) + offset;
+  const std::int8_t* const values = static_cast<const std::int8_t*>(tile.call.value_cache) + offset;
+  pack_keys(tile, keys);
+  pack_values(tile, values);
   const Weigher weigher(tile.value_scales, tile.call.softcap, tile.step.end - tile.step.first == kStep);
-  for (; row < end; row += kRows) {
-    attend_up_to<kRows>(lesser(end - row, kRows), tile, head, row, weigher, states);
+  for (Ahead ahead{keys, values}; row < end; row += kRows, ahead = {}) {
+    attend_up_to<kRows>(lesser(end - row, kRows), tile, head, row, weigher, ahead, states);
   }
 }
 
