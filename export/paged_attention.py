@@ -44,10 +44,10 @@ once, and read back by every token, its own included. The arithmetic is float, b
         that are not finite is not said.
 
         An implementation may compute in float, as the body does, or multiply integers. Then it rounds, and no more:
-        a. every rotated query head by itself: scale = max(max |x| / 127, 2 ** -100), and x * (1 / scale) to the nearest
-           integer, ties to even, in float32; scores are exact sums of integers times the scales of query and key.
-        b. weights times value scales, by at most 2 ** -14 of what the product of the largest weight and the largest value
-           scale is among the keys that the token sees, of 128 that stand together from a multiple of 128 on.
+        a. every rotated query head by itself: scale = max(max |x| / 127, 2 ** -100), and x * (1 / scale) to the
+           nearest integer, ties to even, in float32; scores are exact sums of integers times both scales;
+        b. weights times value scales, by at most 2 ** -14 of the largest weight times the largest value scale among
+           the keys that the token sees, of 128 that stand together from a multiple of 128 on.
 
 The stock body pads: its cost is S * longest query * longest block table. What it reads in padding (block 0 and stale
 slots) it multiplies by weights of zero, so pools start zeroed. Everything index-like is computed in the body; ONNX

@@ -14,7 +14,7 @@ namespace nanovllm {
 namespace {
 
 constexpr std::int64_t kTileRows = 64;         // queries x heads that share a tile's columns of keys
-constexpr std::size_t kTasksPerThread = 8;      // below it, tiles are cut further so that all threads have work
+constexpr std::size_t kTasksPerThread = 8;     // below it, tiles are cut further so that all threads have work
 constexpr std::int64_t kMaxPartialFloats = 1 << 22;
 constexpr std::int64_t kFeaturesPerTask = 16384;  // of keys to be written
 
@@ -141,11 +141,12 @@ void paged_attention(const PagedAttention& call, const Parallel& parallel) {
   if (call.num_tokens == 0) return;
   write_cache(call, parallel);
   std::vector<AttentionTile> tiles = tiles_of(call);
-  if (tiles.size() < enough_tasks()) tiles = apart(tiles, call.num_kv_heads);
+  const std::size_t enough = enough_tasks();
+  if (tiles.size() < enough) tiles = apart(tiles, call.num_kv_heads);
   std::int64_t floats = 0;
   for (const AttentionTile& tile : tiles) floats += tile.num_splits * partial_floats(call, tile);
   const bool split = std::any_of(tiles.begin(), tiles.end(), [](const auto& tile) { return tile.num_splits > 1; });
-  if (split && tiles.size() < enough_tasks() && floats <= kMaxPartialFloats) return attend_splits(call, parallel, tiles);
+  if (split && tiles.size() < enough && floats <= kMaxPartialFloats) return attend_splits(call, parallel, tiles);
   std::stable_sort(tiles.begin(), tiles.end(), [](const auto& a, const auto& b) { return cost(a) > cost(b); });
   attend_tiles(call, parallel, tiles);
 }

@@ -6,8 +6,8 @@
 // A row's operations and their order depend on its own visible keys alone.
 #pragma once
 
-#include "attention_states.h"
 #include "attention_keys.h"
+#include "attention_states.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
-// Attention of a tile in float32, whatever the pools hold. For each KV head and step of kStep keys, with all rows (queries
-// x heads of the group) at once:
+// Attention of a tile in float32, whatever the pools hold. For each KV head and step of kStep keys, with all rows
+// (queries x heads of the group) at once:
 //
 //     groups of 2 vectors of keys ->  transposed, (head size, keys)  ->  scores, (rows, kStep): rows x keys in registers
 //                                     (small features by fours of bytes, which are then taken apart)
@@ -89,7 +89,8 @@ void soften(const FloatTile& tile, std::int64_t row, Visible seen, const Attenti
   const bool scaled = tile.call.key_scale != nullptr;
   if (scaled) apply_scales(tile.key_scales, seen.first, seen.end, scores);
   if (tile.call.softcap > 0) {
-    for (std::int64_t i = start; i < seen.end; i += kWidth) store(scores + i, capped(load(scores + i), tile.call.softcap));
+    const float softcap = tile.call.softcap;
+    for (std::int64_t i = start; i < seen.end; i += kWidth) store(scores + i, capped(load(scores + i), softcap));
   }
   const float hidden = -__builtin_inff();
   for (std::int64_t i = start; i < seen.first; ++i) scores[i] = hidden;

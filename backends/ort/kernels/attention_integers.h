@@ -7,9 +7,10 @@
 //         scores of a row             ->  weights 2 ** (score - largest of the step), times the values' scales, 16 bits
 //         weights x values            ->  exact sums, added to the states
 //
-// How a query is rounded stands in the contract (export/paged_attention.py). Weights times value scales are rounded to
-// 2 ** -15 of the largest value scale that the row sees in the step, or a little more: the unit is a power of two. A
-// weight of a key that the row does not see is 0, and stale integers are finite, so they do no harm.
+// What may be rounded stands in the contract (export/paged_attention.py). Weights have 16 bits, not 8, because a
+// sequence's first token often draws most of the weight and has a small value: in 8 bits all others would become 0. Sums
+// of integers are exact, so they may be cut into tiles at will. The weight of a key that the row does not see is 0, and
+// stale integers are finite, so they do no harm.
 #pragma once
 
 #include "attention_keys.h"
@@ -197,7 +198,8 @@ void attend_rows(const IntegerTile& tile, std::int64_t head, std::int64_t row, c
   alignas(64) float largest[16] = {}, units[16] = {};
   __m512 weights[R];
   for (int r = 0; r < R; ++r) {
-    const Softened softened = weigher.soften(tile.scores + r * kStep, visible(tile.step, row + r), tile.weights + r * kStep);
+    const Visible seen = visible(tile.step, row + r);
+    const Softened softened = weigher.soften(tile.scores + r * kStep, seen, tile.weights + r * kStep);
     weights[r] = softened.sum;
     largest[r] = softened.largest;
     units[r] = softened.unit;
@@ -223,8 +225,8 @@ void attend_rows(const IntegerTile& tile, std::int64_t head, std::int64_t row, c
 
 // The same for up to R rows.
 template <int R>
-void attend_up_to(std::int64_t rows, const IntegerTile& tile, std::int64_t head, std::int64_t row, const Weigher& weigher,
-                  Ahead ahead, const AttentionStates& states) {
+void attend_up_to(std::int64_t rows, const IntegerTile& tile, std::int64_t head, std::int64_t row,
+                  const Weigher& weigher, Ahead ahead, const AttentionStates& states) {
   if constexpr (R > 1) {
     if (rows < R) return attend_up_to<R - 1>(rows, tile, head, row, weigher, ahead, states);
   }
@@ -296,7 +298,8 @@ inline void start(const IntegerTile& tile) {
       for (std::int64_t d = tile.head_size; d < tile.query_stride; ++d) features[d] = 0;
       rotate_query(tile.step, head, row, 1, features);
       std::int32_t sum;
-      tile.query_scales[i] = scale * quantize_query(features, tile.query_stride, tile.queries + i * tile.query_stride, &sum);
+      std::int8_t* const query = tile.queries + i * tile.query_stride;
+      tile.query_scales[i] = scale * quantize_query(features, tile.query_stride, query, &sum);
       tile.offsets[i] = -128 * sum;
     }
   }

@@ -46,7 +46,7 @@ class Weigher {
 
  private:
   struct Scaling {
-    float up, unit;  // powers of two, one the other's inverse; up * the largest value scale is at least 2 ** 14, not 2 ** 15
+    float up, unit;  // powers of two, one the other's inverse; up * the largest value scale is in [2 ** 14, 2 ** 15)
   };
 
   static __mmask16 seen_lanes(Visible seen, std::int64_t start) {
@@ -68,7 +68,8 @@ class Weigher {
       __builtin_memcpy(&result, &bits, sizeof result);
       return result;
     };
-    const std::uint32_t found = bits >> 23 & 0xff, exponent = found < 27 ? 27 : found;  // 127 more; no scale is below 2 ** -100
+    // The exponent has 127 added to it; no scale that was written is below 2 ** -100.
+    const std::uint32_t found = bits >> 23 & 0xff, exponent = found < 27 ? 27 : found;
     return {power(268 - exponent), power(exponent - 14)};
   }
 

@@ -29,7 +29,8 @@ inline void clear(const AttentionStates& states, std::int64_t rows, std::int64_t
 }
 
 // Joins states of the next split to those of the splits before it.
-inline void join_states(const AttentionStates& total, const AttentionStates& next, std::int64_t rows, std::int64_t stride) {
+inline void join_states(const AttentionStates& total, const AttentionStates& next, std::int64_t rows,
+                        std::int64_t stride) {
   for (std::int64_t row = 0; row < rows; ++row) {
     const float before = total.largest[row], other = next.largest[row];
     const float largest = before > other ? before : other;
