@@ -32,8 +32,8 @@ query_start[i + 1] and has context_lens[i] tokens in the cache from earlier step
 The caller binds the pools' inputs and outputs to the same memory, so that they are updated in place; a kernel whose
 pointers differ copies first. The name carries the version: it changes with anything said here.
 
-Smaller pools. A kernel stands for a body by its name alone, and every name has its own types. What is written is rounded
-once, and read back by every token, its own included. The arithmetic is float, but for what is said of int8.
+Smaller pools. A kernel stands for a body by its name alone, and every name has its own types. What is written is
+rounded once, and read back by every token, its own included. The arithmetic is float, but for what is said of int8.
 
     PagedAttentionBFloat16_v1   the pools are bfloat16: a feature is rounded to the nearest, ties to even
     PagedAttentionInt8_v2       the pools are int8, with two inputs and two outputs more:

@@ -49,7 +49,7 @@ given_steps = settings(
 
 
 WEIGHT_ROUNDING = 5e-4
-"""Of the largest value, for 8-bit queries: weights of 15 bits err by 2e-3 if all of 128 keys err alike, which none do."""
+"""Of the largest value, for 8-bit queries: weights of 15 bits err by 2e-3 if all of 128 keys err alike."""
 
 STEP = {"float32": 2e-6, "bfloat16": 2.0**-8, "int8": 1 / 127}
 """How far apart stored keys may be, as a share of the largest in their head: they were rotated to other last bits."""
@@ -251,7 +251,7 @@ def test_a_first_token_that_draws_most_of_the_weight_leaves_the_others_theirs(
     allowed = [output[100:] for output, _ in allowed_outputs(step, found, instruction_set)]
     largest = np.abs(allowed[0]).max()
     assert largest < 0.1  # of values up to 4: the first token has most of the weight
-    assert min(np.abs(found["output"][100:] - output).max() for output in allowed) < 0.02 * largest
+    assert min(np.abs(found["output"][100:] - output).max() for output in allowed) < 0.05 * largest
 
 
 @every_dtype
