@@ -251,7 +251,7 @@ def test_a_first_token_that_draws_most_of_the_weight_leaves_the_others_theirs(
     allowed = [output[100:] for output, _ in allowed_outputs(step, found, instruction_set)]
     largest = np.abs(allowed[0]).max()
     assert largest < 0.1  # of values up to 4: the first token has most of the weight
-    assert min(np.abs(found["output"][100:] - output).max() for output in allowed) < 0.05 * largest
+    assert min(np.abs(found["output"][100:] - output).max() for output in allowed) < 0.15 * largest
 
 
 @every_dtype
