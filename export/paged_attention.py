@@ -32,16 +32,22 @@ query_start[i + 1] and has context_lens[i] tokens in the cache from earlier step
 The caller binds the pools' inputs and outputs to the same memory, so that they are updated in place; a kernel whose
 pointers differ copies first. The name carries the version: it changes with anything said here.
 
-Smaller pools. A kernel stands for a body by its name alone, and every name has its own types. The arithmetic is float
-in all of them; what is written is rounded once, and read back by every token, its own included.
+Smaller pools. A kernel stands for a body by its name alone, and every name has its own types. What is written is
+rounded once, and read back by every token, its own included. The arithmetic is float, but for what is said of int8.
 
     PagedAttentionBFloat16_v1   the pools are bfloat16: a feature is rounded to the nearest, ties to even
-    PagedAttentionInt8_v1       the pools are int8, with two inputs and two outputs more:
+    PagedAttentionInt8_v2       the pools are int8, with two inputs and two outputs more:
              key_scale, value_scale         float (num_blocks, block_size, num_kv_heads), behind block_size
              key_scale_out, value_scale_out after the writes, behind value_cache_out
         Of each token and head, scale = max(max |x| / 127, 2 ** -100), and the pool holds x / scale, rounded to the
         nearest, ties to even: -127 .. 127. What is read is the stored integer times scale. What becomes of features
         that are not finite is not said.
+
+        An implementation may compute in float, as the body does, or multiply integers. Then it rounds, and no more:
+        a. every rotated query head by itself: scale = max(max |x| / 127, 2 ** -100), and x * (1 / scale) to the
+           nearest integer, ties to even, in float32; scores are exact sums of integers times both scales;
+        b. weights times value scales, by at most 2 ** -14 of the largest weight times the largest value scale among
+           the keys that the token sees, of 128 that stand together from a multiple of 128 on.
 
 The stock body pads: its cost is S * longest query * longest block table. What it reads in padding (block 0 and stale
 slots) it multiplies by weights of zero, so pools start zeroed. Everything index-like is computed in the body; ONNX
@@ -78,7 +84,7 @@ KV_DTYPES: tuple[KVDType, ...] = get_args(KVDType)
 OP_TYPES: dict[KVDType, str] = {
     "float32": OP_TYPE,
     "bfloat16": "PagedAttentionBFloat16_v1",
-    "int8": "PagedAttentionInt8_v1",
+    "int8": "PagedAttentionInt8_v2",
 }
 OPSET = 23  # the first with Attention, RotaryEmbedding and RMSNormalization
 

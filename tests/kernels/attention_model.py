@@ -10,10 +10,12 @@ from attention_pools import Arrays, read_pool
 Float64Array = npt.NDArray[np.float64]
 
 
-def exact_output(step: Step, outputs: Arrays) -> Float64Array:
-    """The node's output, float64 (num_tokens, num_heads * head_size). outputs: what the node made of the pools."""
+def exact_output(step: Step, outputs: Arrays, *, rounded_queries: bool = False) -> Float64Array:
+    """The node's output, float64 (num_tokens, num_heads * head_size). outputs: what the node made of the pools.
+    rounded_queries: to 8 bits, as the contract allows where pools are int8."""
     shape, inputs = step.shape, step.inputs
-    queries = _rotated(step) * shape.head_size**-0.5  # (T, heads, features)
+    queries = _rounded(step) if rounded_queries else _rotated(step, np.float64)
+    queries = queries * shape.head_size**-0.5  # (T, heads, features)
     rows = np.zeros(queries.shape)
     for sequence, context in enumerate(step.context_lens):
         place = context + np.arange(step.query_lens[sequence])
@@ -44,14 +46,22 @@ def _attend(
     return result
 
 
-def _rotated(step: Step) -> Float64Array:
+def _rounded(step: Step) -> Float64Array:
+    queries = _rotated(step, np.float32)
+    scale = np.maximum(np.abs(queries).max(-1, keepdims=True) / np.float32(127), np.float32(2.0**-100))
+    whole = np.round(queries * (np.float32(1) / scale))
+    result: Float64Array = whole.astype(np.float64) * scale.astype(np.float64)
+    return result
+
+
+def _rotated(step: Step, dtype: type[np.floating[Any]]) -> npt.NDArray[Any]:
     shape = step.shape
-    heads: Any = step.inputs["query"].reshape(-1, shape.num_heads, shape.head_size).astype(np.float64)
-    cos, sin = (step.inputs[name][step.inputs["positions"]][:, None].astype(np.float64) for name in ("cos", "sin"))
+    heads: Any = step.inputs["query"].reshape(-1, shape.num_heads, shape.head_size).astype(dtype)
+    cos, sin = (step.inputs[name][step.inputs["positions"]][:, None].astype(dtype) for name in ("cos", "sin"))
     half = shape.turned // 2
     pairs = (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
     first, second = pairs if shape.rotary_interleaved else (slice(0, half), slice(half, 2 * half))
-    result: Float64Array = heads.copy()
+    result: npt.NDArray[Any] = heads.copy()
     result[..., first] = heads[..., first] * cos - heads[..., second] * sin
     result[..., second] = heads[..., first] * sin + heads[..., second] * cos
     return result

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import onnxruntime
 import pytest
-from attention_model import exact_output
+from attention_model import Float64Array, exact_output
 from attention_node import POOLS, AttentionShape, Step, open_node, random_step
 from attention_pools import Arrays, read_pool
 from hypothesis import HealthCheck, given, settings
@@ -48,6 +48,9 @@ given_steps = settings(
 )
 
 
+WEIGHT_ROUNDING = 5e-4
+"""Of the largest value, for 8-bit queries: weights of 15 bits err by 2e-3 if all of 128 keys err alike."""
+
 STEP = {"float32": 2e-6, "bfloat16": 2.0**-8, "int8": 1 / 127}
 """How far apart stored keys may be, as a share of the largest in their head: they were rotated to other last bits."""
 
@@ -70,6 +73,23 @@ def assert_pools_equal_where_written(found: Arrays, expected: Arrays, kv_dtype: 
     return same
 
 
+def allowed_outputs(step: Step, outputs: Arrays, instruction_set: str) -> tuple[tuple[Float64Array, float], ...]:
+    """What the contract lets a kernel of that instruction set answer, and how far from it, for features of size 1."""
+    exact = (exact_output(step, outputs), 2e-5)
+    if step.shape.kv_dtype != "int8" or instruction_set != "avx512":
+        return (exact,)
+    largest = np.nan_to_num(np.abs(read_pool(outputs, "value", "_out"))).max()
+    return exact, (exact_output(step, outputs, rounded_queries=True), WEIGHT_ROUNDING * float(largest))
+
+
+def assert_allowed(step: Step, outputs: Arrays, instruction_set: str, size: float = 1.0) -> None:
+    found = outputs["output"]
+    allowed = allowed_outputs(step, outputs, instruction_set)
+    close = [np.allclose(found, output, atol=tolerance * max(size, 1) ** 3, rtol=3e-5) for output, tolerance in allowed]
+    apart = [float(np.abs(found - output).max()) for output, _ in allowed]
+    assert any(close), f"off by {apart}, allowed are {[tolerance for _, tolerance in allowed]}"
+
+
 @given_steps
 @given(shape=shapes(), lens=lens, seed=seeds, shared=st.integers(0, 3), size=st.sampled_from([0.1, 1.0, 5.0]))
 def test_it_agrees_with_the_stock_body_and_reads_no_stale_slot(
@@ -85,6 +105,9 @@ def test_it_agrees_with_the_stock_body_and_reads_no_stale_slot(
     expected = step.run(open_node(shape, None), nan=False)
     found = step.run(open_node(shape, kernel_library))  # slots past the lengths hold NaN
     same = assert_pools_equal_where_written(found, expected, shape.kv_dtype)
+    assert_allowed(step, found, instruction_set, size)
+    if shape.kv_dtype == "int8" and instruction_set == "avx512":
+        return  # may multiply integers, where queries are rounded
     # Scores grow with size squared, and their rounding with them; the values that they weigh grow with size.
     tolerance = 2e-5 if same or shape.kv_dtype == "float32" else 1e-2
     np.testing.assert_allclose(found["output"], expected["output"], atol=tolerance * max(size, 1) ** 3, rtol=3e-5)
@@ -102,7 +125,7 @@ def test_it_agrees_with_attention_in_float64_over_what_it_stored(
 ) -> None:
     step = random_step(shape, lens, seed, size=size)
     found = step.run(open_node(shape, kernel_library))
-    np.testing.assert_allclose(found["output"], exact_output(step, found), atol=2e-5 * max(size, 1) ** 3, rtol=3e-5)
+    assert_allowed(step, found, instruction_set, size)
 
 
 @every_dtype
@@ -113,7 +136,7 @@ def test_every_usual_head_size_agrees_in_long_and_short_sequences(
     shape = AttentionShape(num_heads=6, num_kv_heads=2, head_size=head_size, kv_dtype=kv_dtype)
     step = random_step(shape, MIXED, shared_blocks=3)
     found = step.run(open_node(shape, kernel_library))
-    np.testing.assert_allclose(found["output"], exact_output(step, found), atol=1e-5)
+    assert_allowed(step, found, instruction_set)
     expected = step.run(open_node(shape, None), nan=False)
     np.testing.assert_allclose(expected["output"], exact_output(step, expected), atol=1e-5)
     assert_pools_equal_where_written(found, expected, kv_dtype)
@@ -209,6 +232,26 @@ def test_threads_do_not_change_a_bit(
         for session in (two, four):
             for name, array in step.run(session).items():
                 np.testing.assert_array_equal(array, expected[name])
+
+
+@every_dtype
+def test_a_first_token_that_draws_most_of_the_weight_leaves_the_others_theirs(
+    kernel_library: Path, instruction_set: str, kv_dtype: KVDType
+) -> None:
+    """Trained models do that, with a small value for it. Were weights rounded to 8 bits, the others would become 0."""
+    shape = replace(QWEN, kv_dtype=kv_dtype)
+    step = random_step(shape, [(0, 120)])
+    step.inputs["cos"][:], step.inputs["sin"][:] = 1, 0
+    for name, feature in (("query", 8.0), ("key", 7.5)):
+        heads = step.inputs[name].reshape(120, -1, 64)
+        heads *= 0.2
+        heads[slice(None) if name == "query" else 0, :, 0] = feature
+    step.inputs["value"][0] = 0.0
+    found = step.run(open_node(shape, kernel_library))
+    allowed = [output[100:] for output, _ in allowed_outputs(step, found, instruction_set)]
+    largest = np.abs(allowed[0]).max()
+    assert largest < 0.1  # of values up to 4: the first token has most of the weight
+    assert min(np.abs(found["output"][100:] - output).max() for output in allowed) < 0.15 * largest
 
 
 @every_dtype

@@ -8,7 +8,8 @@ import pytest
 
 from backends.ort.kernels import build
 
-SOURCES = ("attention", "attention_write", "attention_scalar", "attention_avx2", "attention_avx512", "instruction_set")
+INSTRUCTIONS = ("scalar", "avx2", "avx512", "avx512vnni")
+SOURCES = ("attention", "attention_write", *(f"attention_{name}" for name in INSTRUCTIONS), "instruction_set")
 
 
 @pytest.mark.parametrize(("sanitizers", "num_steps"), [("address,undefined", 30), ("thread", 9)])

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <new>
+#include <thread>
 #include <vector>
 
 #include "attention_tile.h"
@@ -13,9 +14,15 @@ namespace nanovllm {
 namespace {
 
 constexpr std::int64_t kTileRows = 64;         // queries x heads that share a tile's columns of keys
-constexpr std::size_t kEnoughTasks = 64;       // below it, tiles are cut further so that all threads have work
+constexpr std::size_t kTasksPerThread = 8;     // below it, tiles are cut further so that all threads have work
 constexpr std::int64_t kMaxPartialFloats = 1 << 22;
 constexpr std::int64_t kFeaturesPerTask = 16384;  // of keys to be written
+
+// The host does not say how many threads it runs; this is enough for those that there can be.
+std::size_t enough_tasks() {
+  static const std::size_t processors = std::thread::hardware_concurrency();
+  return processors == 0 ? 64 : std::min<std::size_t>(kTasksPerThread * processors, 64);
+}
 
 // Runs body(i) for every i below count on the host's threads.
 template <typename Body>
@@ -25,8 +32,10 @@ void run(const Parallel& parallel, std::size_t count, const Body& body) {
   parallel.run(count, task, const_cast<Body*>(&body));
 }
 
-AttentionKernel kernel() {
+AttentionKernel kernel([[maybe_unused]] const PagedAttention& call) {
 #if defined(__x86_64__)
+  const bool integers = call.pool_type == PoolType::int8 && __builtin_cpu_supports("avx512vnni");
+  if (instruction_set() == InstructionSet::avx512 && integers) return attention_kernel_avx512vnni();
   if (instruction_set() == InstructionSet::avx512) return attention_kernel_avx512();
   if (instruction_set() == InstructionSet::avx2) return attention_kernel_avx2();
 #endif
@@ -90,7 +99,7 @@ std::vector<AttentionTile> apart(const std::vector<AttentionTile>& tiles, std::i
 }
 
 void attend_tiles(const PagedAttention& call, const Parallel& parallel, const std::vector<AttentionTile>& tiles) {
-  const AttentionKernel isa = kernel();
+  const AttentionKernel isa = kernel(call);
   run(parallel, tiles.size(), [&](std::size_t i) {
     isa.attend(call, tiles[i], scratch(isa.scratch_floats(call, tiles[i])), nullptr);
   });
@@ -106,7 +115,7 @@ void attend_splits(const PagedAttention& call, const Parallel& parallel, const s
     AttentionTile tile;
     std::int64_t place;
   };
-  const AttentionKernel isa = kernel();
+  const AttentionKernel isa = kernel(call);
   std::vector<Piece> pieces;
   std::vector<std::int64_t> places;
   std::int64_t floats = 0;
@@ -132,11 +141,12 @@ void paged_attention(const PagedAttention& call, const Parallel& parallel) {
   if (call.num_tokens == 0) return;
   write_cache(call, parallel);
   std::vector<AttentionTile> tiles = tiles_of(call);
-  if (tiles.size() < kEnoughTasks) tiles = apart(tiles, call.num_kv_heads);
+  const std::size_t enough = enough_tasks();
+  if (tiles.size() < enough) tiles = apart(tiles, call.num_kv_heads);
   std::int64_t floats = 0;
   for (const AttentionTile& tile : tiles) floats += tile.num_splits * partial_floats(call, tile);
   const bool split = std::any_of(tiles.begin(), tiles.end(), [](const auto& tile) { return tile.num_splits > 1; });
-  if (split && tiles.size() < kEnoughTasks && floats <= kMaxPartialFloats) return attend_splits(call, parallel, tiles);
+  if (split && tiles.size() < enough && floats <= kMaxPartialFloats) return attend_splits(call, parallel, tiles);
   std::stable_sort(tiles.begin(), tiles.end(), [](const auto& a, const auto& b) { return cost(a) > cost(b); });
   attend_tiles(call, parallel, tiles);
 }

@@ -1,5 +1,6 @@
 #if defined(__x86_64__)
 #include "attention_body.h"
+#include "attention_floats.h"
 
-nanovllm::AttentionKernel nanovllm::attention_kernel_avx512() { return {scratch_floats, attend, join}; }
+nanovllm::AttentionKernel nanovllm::attention_kernel_avx512() { return kAttentionKernel<FloatTile>; }
 #endif

@@ -57,7 +57,7 @@ class PagedAttentionBFloat16Op : public PagedAttentionNode {
 
 class PagedAttentionInt8Op : public PagedAttentionNode {
  public:
-  static constexpr const char* kName = "PagedAttentionInt8_v1";
+  static constexpr const char* kName = "PagedAttentionInt8_v2";
   static constexpr OrtElementType kInputs[] = {
       ORT_FLOAT, ORT_FLOAT, ORT_FLOAT, ORT_INT8,  ORT_INT8,
       ORT_INT32, ORT_INT32, ORT_INT32, ORT_INT32, ORT_INT64,

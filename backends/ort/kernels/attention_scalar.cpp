@@ -1,3 +1,4 @@
 #include "attention_body.h"
+#include "attention_floats.h"
 
-nanovllm::AttentionKernel nanovllm::attention_kernel_scalar() { return {scratch_floats, attend, join}; }
+nanovllm::AttentionKernel nanovllm::attention_kernel_scalar() { return kAttentionKernel<FloatTile>; }

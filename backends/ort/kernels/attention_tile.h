@@ -55,5 +55,6 @@ struct AttentionKernel {
 AttentionKernel attention_kernel_scalar();
 AttentionKernel attention_kernel_avx2();
 AttentionKernel attention_kernel_avx512();
+AttentionKernel attention_kernel_avx512vnni();  // for int8 pools alone
 
 }  // namespace nanovllm

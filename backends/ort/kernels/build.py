@@ -23,9 +23,11 @@ _FLAGS = (
     "-ffp-contract=off",  # results must not depend on which products the compiler fuses with sums
     *("-Wno-psabi", "-Wno-maybe-uninitialized"),  # no vector crosses the library's border; GCC 12's own headers
 )
+_AVX512 = ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 _INSTRUCTION_SETS = {  # by the end of a source's name; only what is behind a run-time check may be in such a file
     "_avx2": ("-mavx2", "-mfma"),
-    "_avx512": ("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+    "_avx512": _AVX512,
+    "_avx512vnni": (*_AVX512, "-mavx512vnni"),
 }
 
 
