@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backends.pytorch.attention import PagedAttention
+from backends.pytorch.cpu_norm import CPURMSNorm
 from backends.pytorch.experts import Experts
 from backends.pytorch.fusion import Fuse, unfused
 from backends.pytorch.linear import LinearLayer, MakeLinear
@@ -108,6 +109,8 @@ class _TorchOps:
 
     def rms_norm(self, x: int, weight: Weight, *, eps: float, offset: float = 0.0, groups: int = 1) -> int:
         gain = self._weights.vector(weight, offset)
+        if gain.device.type == "cpu":
+            return self._add_one(CPURMSNorm(gain, eps, groups), x)
 
         def norm(x: Tensor) -> Tensor:
             parts = x.float() if groups == 1 else x.float().view(len(x), groups, -1)
