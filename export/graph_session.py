@@ -33,7 +33,7 @@ class GraphSession:
         self._run = session.run_with_iobinding
         self._binding = session.io_binding()
         self._vocab_size = info.vocab_size
-        if any(tensor.name == INDICES for tensor in info.inputs):  # logits tell all
+        if any(tensor.name == INDICES for tensor in session.get_inputs()):  # logits tell all
             self._no_rows = (np.empty(0, np.int32), np.empty(0, np.int64))
             _bind(self._binding.bind_input, INDICES, self._no_rows[0])
             _bind(self._binding.bind_output, IDS, self._no_rows[1])

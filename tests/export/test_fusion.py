@@ -14,14 +14,17 @@ from hypothesis import strategies as st
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from export import export_model
-from export.fused_linear import FORMS
+from export.block_linear import OP_TYPE as BLOCK_LINEAR
+from export.block_linear import block_linear_function
+from export.fused_linear import FORMS, PRODUCTS
 from export.fusion import fuse_products
 from export.gated_silu import OP_TYPE as GATED_SILU
 from export.gated_silu import gated_silu_function
 from export.nodes import Nodes
 from export.paged_attention import DOMAIN, DOMAIN_VERSION, OPSET
+from export.quantize import BLOCK
+from export.quantized_linear import MICROSOFT_DOMAIN, quantized_linear_function
 from export.quantized_linear import OP_TYPE as QUANTIZED_LINEAR
-from export.quantized_linear import quantized_linear_function
 from nanovllm.testing import tiny_config, write_checkpoint
 
 WIDTH = 6
@@ -37,6 +40,13 @@ class Recorder:
 
     def product(self, x: str, weight: str = "weight", scale: str = "scale") -> str:
         return self.nodes.add(QUANTIZED_LINEAR, [x, f"{weight}.{len(self.nodes.protos)}", scale], domain=DOMAIN)
+
+    def blocks(self, x: str, *bias: str) -> str:
+        inputs = [x, f"blocks.{len(self.nodes.protos)}", "block_scale", *bias]
+        return self.nodes.add(BLOCK_LINEAR, inputs, domain=DOMAIN, N=WIDTH, K=WIDTH, bits=4)
+
+    def biased(self, x: str) -> str:
+        return self.blocks(x, "bias")
 
     def norm(self, x: str) -> str:
         return self.nodes.add("RMSNormalization", [x, "gain"], epsilon=1e-5)
@@ -60,6 +70,10 @@ def run(nodes: list[NodeProto], output: str, x: npt.NDArray[np.float32]) -> npt.
         num_out = 2 * WIDTH if name.startswith("wide") else WIDTH
         if name.startswith(("weight.", "wide.")):
             stored[name] = rng.integers(-127, 128, (num_out, WIDTH), np.int8)
+        elif name.startswith("blocks."):
+            stored[name] = rng.integers(0, 256, (num_out, 1, BLOCK // 2), np.uint8)
+        elif name == "block_scale":
+            stored[name] = rng.uniform(0.005, 0.02, (num_out, 1)).astype(np.float32)
         elif name in (*VECTORS, "wide_scale"):
             stored[name] = rng.uniform(0.005, 0.02, num_out).astype(np.float32)
     shape = [None, WIDTH]
@@ -74,8 +88,14 @@ def run(nodes: list[NodeProto], output: str, x: npt.NDArray[np.float32]) -> npt.
     model = helper.make_model(
         graph,
         ir_version=11,
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)],
-        functions=[quantized_linear_function(DOMAIN), gated_silu_function(DOMAIN), *forms],
+        opset_imports=[
+            helper.make_opsetid(domain, version)
+            for domain, version in {"": OPSET, DOMAIN: DOMAIN_VERSION, MICROSOFT_DOMAIN: 1}.items()
+        ],
+        functions=[
+            *(quantized_linear_function(DOMAIN), block_linear_function(DOMAIN), gated_silu_function(DOMAIN)),
+            *forms,
+        ],
     )
     onnx.checker.check_model(model)
     options = onnxruntime.SessionOptions()
@@ -92,7 +112,7 @@ def graphs(draw: st.DrawFn) -> tuple[Recorder, str]:
     values = ["x", recorder.product("x")]
     for _ in range(draw(st.integers(1, 10))):
         a, b = draw(st.sampled_from(values[-3:])), draw(st.sampled_from([*values, "bias"]))
-        layer = draw(st.sampled_from(["product", "norm", "silu", "add", "add"]))
+        layer = draw(st.sampled_from(["product", "blocks", "biased", "norm", "silu", "add", "add"]))
         values.append(recorder.add(a, b) if layer == "add" else getattr(recorder, layer)(a))
     read = {name for node in recorder.nodes.protos for name in node.input}
     unread = [value for value in values if value not in read]
@@ -110,8 +130,9 @@ def test_the_stock_bodies_of_a_fused_graph_give_the_same_values(graph: tuple[Rec
     expected = run(recorder.nodes.protos, output, x)
     num_additions = sum(node.op_type == "Add" for node in recorder.nodes.protos)
     fuse_products(recorder.nodes, VECTORS, {output})
-    fused = [node for node in recorder.nodes.protos if node.op_type != QUANTIZED_LINEAR and node.domain == DOMAIN]
-    taken = sum(("Bias" in node.op_type) + ("Residual" in node.op_type) for node in fused)
+    forms = {form.op_type: form for form in FORMS}
+    fused = [forms[node.op_type] for node in recorder.nodes.protos if node.op_type in forms]
+    taken = sum((form.bias and not form.product.takes_bias) + form.residual for form in fused)
     assert sum(node.op_type == "Add" for node in recorder.nodes.protos) == num_additions - taken
     np.testing.assert_array_equal(run(recorder.nodes.protos, output, x), expected)
 
@@ -147,6 +168,22 @@ def test_what_is_added_before_the_bias_does_not_go_with_it() -> None:
     assert r.fused(total) == ["Add", "QuantizedLinearResidual_v1", "RMSNormalization"]
 
 
+def test_a_block_product_keeps_its_own_bias_before_what_is_added() -> None:
+    r = Recorder()
+    total = r.norm(r.add(r.biased(r.norm("x")), "x"))
+    assert r.fused(total) == ["NormBlockLinearBiasResidual_v1", "RMSNormalization"]
+
+
+def test_a_block_product_with_nothing_but_its_bias_stays_as_it_is() -> None:
+    r = Recorder()
+    assert r.fused(r.norm(r.biased("x"))) == [BLOCK_LINEAR, "RMSNormalization"]
+
+
+def test_a_vector_added_to_a_block_product_stays_a_node() -> None:
+    r = Recorder()
+    assert r.fused(r.norm(r.add(r.blocks("x"), "bias"))) == ["Add", BLOCK_LINEAR, "RMSNormalization"]
+
+
 def test_a_product_added_to_itself_or_read_twice_stays_as_it_is() -> None:
     r = Recorder()
     a = r.product("x")
@@ -168,26 +205,28 @@ def exported(tmp_path: Path, config: dict[str, Any], **options: Any) -> Counter[
     return Counter(node.op_type for node in onnx.load(folder / "model.onnx", load_external_data=False).graph.node)
 
 
-def test_a_layer_of_qwen2_is_five_nodes(tmp_path: Path) -> None:
-    found = exported(tmp_path, tiny_config(), precision="int8")
+@pytest.mark.parametrize(
+    ("precision", "product"), [("int8", "QuantizedLinear"), ("int8w", "BlockLinear"), ("int4", "BlockLinear")]
+)
+def test_a_layer_of_qwen2_is_five_nodes(tmp_path: Path, precision: str, product: str) -> None:
+    found = exported(tmp_path, tiny_config(), precision=precision)
     for op_type in (
-        "NormQuantizedLinearBias_v1",  # of query, key and value
-        "QuantizedLinearResidual_v1",  # of attention's output
-        "NormQuantizedLinear_v1",  # of gate and up
-        "SiluQuantizedLinearResidual_v1",  # down
+        f"Norm{product}Bias_v1",  # of query, key and value
+        f"{product}Residual_v1",  # of attention's output
+        f"Norm{product}_v1",  # of gate and up
+        f"Silu{product}Residual_v1",  # down
         "PagedAttention_v1",
     ):
         assert found[op_type] == 2, op_type
     assert (found["Add"], found["GatedSilu_v1"]) == (0, 0)
-    assert found["RMSNormalization"] == 2  # the last, of rows whose logits are wanted and of greedy ones
-    assert (found["QuantizedLinear_v1"], found["GreedyHead_v1"]) == (1, 1)
+    assert found["RMSNormalization"] == 1 + found["GreedyHead_v1"]  # the last norm, of each head
+    assert sum(found[product.op_type] for product in PRODUCTS) == 1  # the head of logits
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8w", "int4"])
-def test_other_precisions_are_not_fused(tmp_path: Path, precision: str) -> None:
-    found = exported(tmp_path, tiny_config(), precision=precision)
+def test_float32_is_not_fused(tmp_path: Path) -> None:
+    found = exported(tmp_path, tiny_config(), precision="fp32")
     assert not {form.op_type for form in FORMS}.intersection(found)
-    assert found["RMSNormalization"] == (6 if found["GreedyHead_v1"] else 5)  # the last one for greedy rows again
+    assert found["RMSNormalization"] == 5
 
 
 def test_a_layer_kept_in_float32_is_left_out(tmp_path: Path) -> None:

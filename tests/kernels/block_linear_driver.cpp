@@ -5,11 +5,14 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <random>
 #include <vector>
 
 #include "block_linear.h"
+#include "gated_silu.h"
 #include "instruction_set.h"
+#include "row_product.h"
 #include "row_threads.h"
 
 namespace {
@@ -27,9 +30,9 @@ bool agrees(std::mt19937& random, std::int64_t num_rows, std::int64_t num_in, st
     for (std::int64_t k = 0; k < num_in; k += kBlock) x[t * num_in + k] = 127;  // so that scales are 1
   for (std::uint8_t& value : weight) value = static_cast<std::uint8_t>(random());
   const bool has_bias = random() % 2 != 0;
-  nanovllm::block_linear(x.data(), num_rows,
+  nanovllm::block_linear({x.data()}, num_rows,
                          {weight.data(), scale.data(), has_bias ? bias.data() : nullptr, num_out, num_in, bits},
-                         output.data(), nanovllm::SpawnedThreads(2));
+                         nullptr, output.data(), nanovllm::SpawnedThreads(2));
   const float row_scale = 127.0f * static_cast<float>(1.0 / 127);
   for (std::int64_t t = 0; t < num_rows; ++t) {
     for (std::int64_t n = 0; n < num_out; ++n) {
@@ -49,6 +52,44 @@ bool agrees(std::mt19937& random, std::int64_t num_rows, std::int64_t num_in, st
   return true;
 }
 
+using Array = std::unique_ptr<float[]>;
+
+Array numbers(std::mt19937& random, std::int64_t count) {
+  Array result(new float[count]);
+  for (std::int64_t i = 0; i < count; ++i) result[i] = std::normal_distribution<float>()(random);
+  return result;
+}
+
+// Whether a product joined with what is before and after it gives what these give one after the other.
+bool joined_agrees(std::mt19937& random, nanovllm::RowSource source, std::int64_t num_rows, std::int64_t num_in,
+                   std::int64_t num_out, int bits) {
+  const std::int64_t blocks = (num_in + kBlock - 1) / kBlock;
+  const bool gated = source == nanovllm::RowSource::gated_silu, normed = source == nanovllm::RowSource::rms_norm;
+  const std::int64_t width = gated ? 2 * num_in : num_in;
+  const Array x = numbers(random, num_rows * width), gain = numbers(random, num_in), bias = numbers(random, num_out);
+  const Array residual = numbers(random, num_rows * num_out), scale = numbers(random, num_out * blocks);
+  const Array made(new float[num_rows * num_in]), output(new float[num_rows * num_out]);
+  const Array expected(new float[num_rows * num_out]);
+  std::vector<std::uint8_t> weight(num_out * blocks * kBlock * bits / 8);
+  for (std::uint8_t& value : weight) value = static_cast<std::uint8_t>(random());
+  const nanovllm::SpawnedThreads threads(2);
+  for (std::int64_t t = 0; t < num_rows; ++t) {
+    const float* row = x.get() + t * width;
+    float* to = made.get() + t * num_in;
+    if (gated) nanovllm::gated_silu(row, 1, num_in, to, threads);
+    if (normed)
+      nanovllm::product_functions(nanovllm::instruction_set()).normalize(row, gain.get(), num_in, 1e-6f, to);
+  }
+  const float* rows = gated || normed ? made.get() : x.get();
+  const nanovllm::BlockWeights weights{weight.data(), scale.get(), bias.get(), num_out, num_in, bits};
+  nanovllm::block_linear({rows}, num_rows, weights, nullptr, expected.get(), threads);
+  const nanovllm::RowInput input{x.get(), source, gain.get(), 1e-6f};
+  nanovllm::block_linear(input, num_rows, weights, residual.get(), output.get(), threads);
+  for (std::int64_t i = 0; i < num_rows * num_out; ++i)
+    if (output[i] != expected[i] + residual[i]) return false;
+  return true;
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -60,6 +101,9 @@ int main(int, char** arguments) {
       const std::int64_t num_rows = 1 + random() % (i % 5 == 0 ? 200 : 30), num_in = 1 + random() % 400;
       const bool right = agrees(random, num_rows, num_in, 1 + random() % 150, i % 2 == 0 ? 4 : 8);
       if (!right) return std::printf("set %d: wrong\n", set), 1;
+      const auto source = static_cast<nanovllm::RowSource>(i % 3);
+      if (!joined_agrees(random, source, num_rows, num_in, 1 + random() % 150, i % 2 == 0 ? 4 : 8))
+        return std::printf("set %d: wrong with source %d\n", set, i % 3), 1;
     }
     std::printf("set %d: %d shapes\n", set, num_shapes);
   }

@@ -50,8 +50,9 @@ bool agrees(std::mt19937& random, std::int64_t num_rows, std::int64_t num_in, st
   for (float& value : x) value = static_cast<float>(random() % 2001) / 1000 - 1;
   const nanovllm::SpawnedThreads threads(2);
   const std::vector<std::int32_t> sums = nanovllm::weight_row_sums(table.weight.data(), num_out, num_in, threads);
-  nanovllm::quantized_linear(
-      {x.data(), num_rows, num_in, table.weight.data(), table.scale.data(), sums.data(), num_out, logits.data()}, threads);
+  nanovllm::quantized_linear({{x.data()}, num_rows, num_in, table.weight.data(), table.scale.data(), sums.data(),
+                              num_out, logits.data()},
+                             threads);
   for (const std::uint8_t* sketch : {table.sketch.data(), static_cast<const std::uint8_t*>(nullptr)}) {
     std::vector<std::int64_t> ids(num_rows);
     nanovllm::greedy_head(x.data(), num_rows,

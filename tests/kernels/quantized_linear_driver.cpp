@@ -28,7 +28,7 @@ bool agrees(std::mt19937& random, std::int64_t num_rows, std::int64_t num_in, st
   const nanovllm::SpawnedThreads threads(2);
   const std::vector<std::int32_t> sums = nanovllm::weight_row_sums(weight.data(), num_out, num_in, threads);
   nanovllm::quantized_linear(
-      {x.data(), num_rows, num_in, weight.data(), scale.data(), sums.data(), num_out, output.data()}, threads);
+      {{x.data()}, num_rows, num_in, weight.data(), scale.data(), sums.data(), num_out, output.data()}, threads);
   const float row_scale = 127.0f * static_cast<float>(1.0 / 127);
   for (std::int64_t t = 0; t < num_rows; ++t) {
     for (std::int64_t n = 0; n < num_out; ++n) {
@@ -71,12 +71,9 @@ bool joined_agrees(std::mt19937& random, nanovllm::RowSource source, std::int64_
   }
   const float* rows = gated || normed ? made.get() : x.get();
   nanovllm::quantized_linear(
-      {rows, num_rows, num_in, weight.data(), scale.get(), sums.data(), num_out, expected.get()}, threads);
-  nanovllm::QuantizedLayer layer{x.get(), num_rows, num_in, weight.data(), scale.get(), sums.data(), num_out,
+      {{rows}, num_rows, num_in, weight.data(), scale.get(), sums.data(), num_out, expected.get()}, threads);
+  nanovllm::QuantizedLayer layer{{x.get(), source, gain.get(), 1e-6f}, num_rows, num_in, weight.data(), scale.get(), sums.data(), num_out,
                                  output.get()};
-  layer.source = source;
-  layer.gain = gain.get();
-  layer.epsilon = 1e-6f;
   layer.bias = bias.get();
   layer.residual = residual.get();
   nanovllm::quantized_linear(layer, threads);

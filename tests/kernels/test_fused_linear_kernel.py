@@ -1,8 +1,10 @@
-"""The quantized product joined with its neighbours: the contract bit for bit, near its stock body, each row its own."""
+"""The quantized products joined with neighbours: the contract bit for bit, near the stock body, each row its own."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,47 +12,68 @@ import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from export.fused_linear import FORMS, Form
+from export.block_linear import block_linear_function
+from export.fused_linear import FORMS, PRODUCTS, Form, Product
 from export.gated_silu import OP_TYPE as GATED_SILU
 from export.gated_silu import gated_silu_function
 from export.paged_attention import DOMAIN, DOMAIN_VERSION, OPSET
-from export.quantized_linear import quantized_linear_function
+from export.quantize import BLOCK, dequantize_blocks, num_blocks
+from export.quantized_linear import MICROSOFT_DOMAIN, quantized_linear_function
 
 Float32Array = npt.NDArray[np.float32]
 EPSILON = 1e-6
 form_ids = [form.op_type for form in FORMS]
 
 
-@cache
-def session(library: Path | None, op_type: str, num_threads: int) -> onnxruntime.InferenceSession:
-    """A model of one node; library: whose kernel runs, None: the stock body."""
-    form = next((form for form in FORMS if form.op_type == op_type), None)
-    names = ("x",) if form is None else form.inputs
-    axes = {"weight_scale": 1, "gain": 1, "bias": 1}
-    values = [
-        helper.make_tensor_value_info(
-            name, TensorProto.INT8 if name == "weight" else TensorProto.FLOAT, [None] * axes.get(name, 2)
+@dataclass(frozen=True)
+class Node:
+    """attributes: N, K and bits of a block product, none otherwise. A node without a form: a kernel of one input."""
+
+    op_type: str
+    form: Form | None = None
+    attributes: tuple[tuple[str, int], ...] = ()
+
+    def session(
+        self, library: Path | None, num_threads: int, stored: Mapping[str, npt.NDArray[Any]]
+    ) -> onnxruntime.InferenceSession:
+        """A model of this node. library: whose kernel runs, None: the body. stored: inputs that are part of it."""
+        names = ("x",) if self.form is None else self.form.inputs
+        weights = [numpy_helper.from_array(array, name) for name, array in stored.items()]
+        attributes = {**dict(self.attributes), **({"epsilon": EPSILON} if self.form and self.form.norm else {})}
+        graph = helper.make_graph(
+            [helper.make_node(self.op_type, names, ["output"], domain=DOMAIN, **attributes)],
+            "one_node",
+            [self._value(name) for name in names if name not in stored],
+            [helper.make_tensor_value_info("output", TensorProto.FLOAT, [None, None])],
+            weights,
         )
-        for name in names
-    ]
-    attributes = {"epsilon": EPSILON} if form is not None and form.norm else {}
-    node = helper.make_node(op_type, names, ["output"], domain=DOMAIN, **attributes)
-    output = helper.make_tensor_value_info("output", TensorProto.FLOAT, [None, None])
-    functions = [quantized_linear_function(DOMAIN), gated_silu_function(DOMAIN)]
-    model = helper.make_model(
-        helper.make_graph([node], "one_node", values, [output]),
-        ir_version=11,
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)],
-        functions=functions if form is None else [*functions, form.function(DOMAIN)],
-    )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    if library is not None:
-        options.register_custom_ops_library(str(library))
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        functions = [quantized_linear_function(DOMAIN), block_linear_function(DOMAIN), gated_silu_function(DOMAIN)]
+        if self.form in FORMS:
+            functions.append(self.form.function(DOMAIN))
+        versions = {"": OPSET, DOMAIN: DOMAIN_VERSION, MICROSOFT_DOMAIN: 1}
+        imports = [helper.make_opsetid(domain, version) for domain, version in versions.items()]
+        model = helper.make_model(graph, ir_version=11, opset_imports=imports, functions=functions)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        if library is not None:
+            options.register_custom_ops_library(str(library))
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def _value(self, name: str) -> Any:
+        """Declares an input; its sizes are left open."""
+        element, axes = TensorProto.FLOAT, {"gain": 1, "bias": 1, "weight_scale": 2 if self.attributes else 1}
+        if name == "weight":
+            element = TensorProto.UINT8 if self.attributes else TensorProto.INT8
+            axes = {"weight": 3 if self.attributes else 2}
+        return helper.make_tensor_value_info(name, element, [None] * axes.get(name, 2))
+
+
+@cache
+def kernel_session(library: Path, node: Node, num_threads: int) -> onnxruntime.InferenceSession:
+    return node.session(library, num_threads, {})
 
 
 @dataclass(frozen=True)
@@ -59,20 +82,36 @@ class Layer:
 
     form: Form
     x: Float32Array
-    weight: npt.NDArray[np.int8]
+    weight: npt.NDArray[Any]
     weight_scale: Float32Array
     gain: Float32Array
     bias: Float32Array
     residual: Float32Array
 
-    def run(self, library: Path | None, num_threads: int = 2) -> Float32Array:
-        inputs = {name: getattr(self, name) for name in self.form.inputs}
-        return np.asarray(session(library, self.form.op_type, num_threads).run(None, inputs)[0])
+    def node(self, form: Form) -> Node:
+        if not form.product.attributes:
+            return Node(form.op_type, form)
+        bits = self.weight.shape[2] * 8 // BLOCK
+        return Node(form.op_type, form, (("N", len(self.weight)), ("K", len(self.gain)), ("bits", bits)))
+
+    def inputs(self, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
+        return {name: getattr(self, name) for name in names}
+
+    def run(self, library: Path, num_threads: int = 2) -> Float32Array:
+        session = kernel_session(library, self.node(self.form), num_threads)
+        return np.asarray(session.run(None, self.inputs(self.form.inputs))[0])
+
+    def stock(self) -> Float32Array:
+        """Of the body. Its weights are part of the model: only then is MatMulNBits' arithmetic int8."""
+        given = tuple(name for name in self.form.inputs if name in ("x", "residual"))
+        stored = tuple(name for name in self.form.inputs if name not in given)
+        session = self.node(self.form).session(None, 1, self.inputs(stored))
+        return np.asarray(session.run(None, self.inputs(given))[0])
 
     def rows(self, library: Path) -> Float32Array:
         """What is quantized, line by line as the contract says; SiLU by the kernel of its own."""
         if self.form.silu:
-            return np.asarray(session(library, GATED_SILU, 1).run(None, {"x": self.x})[0])
+            return np.asarray(kernel_session(library, Node(GATED_SILU), 1).run(None, {"x": self.x})[0])
         if not self.form.norm:
             return self.x
         width = self.x.shape[1]
@@ -87,25 +126,46 @@ class Layer:
         return self.x * factor * self.gain
 
     def contract(self, library: Path) -> Float32Array:
-        rows = self.rows(library)
-        scale = np.maximum(np.abs(rows).max(1, initial=0, keepdims=True), np.float32(1e-30)) * np.float32(1 / 127)
-        sums = np.rint(rows / scale).astype(np.int64) @ self.weight.astype(np.int64).T
-        output = sums.astype(np.float32) * self.weight_scale * scale
+        """The product by the kernel of its own, which has tests of its own."""
+        product = Form(self.form.product)
+        inputs = {**self.inputs(product.inputs), "x": self.rows(library)}
+        output = np.asarray(kernel_session(library, self.node(product), 1).run(None, inputs)[0])
         if self.form.bias:
             output = output + self.bias
         return output + self.residual if self.form.residual else output
 
+    def magnitudes(self) -> npt.NDArray[np.float64]:
+        """Of the weights, (num_in, num_out)."""
+        if self.form.product.attributes:
+            values = dequantize_blocks(self.weight, self.weight_scale, len(self.gain))
+        else:
+            values = self.weight * self.weight_scale[:, None]
+        return np.abs(values.astype(np.float64)).T
+
+    def scales(self, rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """What a step of each quantized number is worth, (num_rows, num_in)."""
+        size = BLOCK if self.form.product.attributes else rows.shape[1]
+        firsts = np.arange(0, rows.shape[1], size)
+        largest = np.maximum.reduceat(np.abs(rows), firsts, axis=1)
+        return np.maximum(largest, 1e-30).repeat(size, 1)[:, : rows.shape[1]] / 127
+
 
 def random_layer(form: Form, seed: int, num_rows: int, num_in: int, num_out: int) -> Layer:
-    """Rows of different sizes, zeros among them."""
+    """Rows of different sizes, zeros among them; blocks of 8 bits where the seed is even, else of 4."""
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((num_rows, num_in * (2 if form.silu else 1))).astype(np.float32)
     x *= (10.0 ** rng.uniform(-3, 1, (num_rows, 1))).astype(np.float32)
     x[rng.random(num_rows) < 0.1] = 0
     gain, bias = (rng.standard_normal(size).astype(np.float32) for size in (num_in, num_out))
     residual = rng.standard_normal((num_rows, num_out)).astype(np.float32)
-    weight = rng.integers(-127, 128, (num_out, num_in), np.int8)
-    return Layer(form, x, weight, rng.uniform(0, 0.1, num_out).astype(np.float32), gain, bias, residual)
+    if form.product.attributes:
+        blocks = (num_out, num_blocks(num_in))
+        weight: npt.NDArray[Any] = rng.integers(0, 256, (*blocks, BLOCK // (1 + seed % 2)), np.uint8)
+        scale = rng.uniform(0, 0.1, blocks)
+    else:
+        weight = rng.integers(-127, 128, (num_out, num_in), np.int8)
+        scale = rng.uniform(0, 0.1, num_out)
+    return Layer(form, x, weight, scale.astype(np.float32), gain, bias, residual)
 
 
 sizes = st.one_of(st.integers(1, 150), st.sampled_from([256, 896]))
@@ -132,15 +192,14 @@ def test_the_stock_body_differs_by_what_rounding_explains(
     kernel_library: Path, instruction_set: str, form: Form, num_rows: int
 ) -> None:
     layer = random_layer(form, num_rows, num_rows, 300, 70)
-    found, stock = layer.run(kernel_library), layer.run(None)
-    if not (form.norm or form.silu):
+    found, stock = layer.run(kernel_library), layer.stock()
+    if not (form.norm or form.silu or form.product.attributes):  # MatMulNBits adds up in orders of its own
         np.testing.assert_array_equal(found, stock)
         return
     rows = layer.rows(kernel_library).astype(np.float64)
-    scale = np.maximum(np.abs(rows).max(1, initial=0, keepdims=True), 1e-30) / 127
+    scale, weight = layer.scales(rows), layer.magnitudes()
     near_half = np.abs(np.abs(rows / scale % 1) - 0.5) < 1e-3
-    weight = np.abs(layer.weight.astype(np.float64)).T * layer.weight_scale
-    allowed = near_half @ weight * scale + 1e-5 * (np.abs(rows) @ weight) + 1e-5
+    allowed = (near_half * scale) @ weight + 1e-5 * (np.abs(rows) @ weight) + 1e-5
     assert (np.abs(found - stock) <= allowed).all()
 
 
@@ -160,11 +219,12 @@ def test_the_number_of_threads_changes_nothing(kernel_library: Path, instruction
         np.testing.assert_array_equal(layer.run(kernel_library, 1), layer.run(kernel_library, 2))
 
 
+@pytest.mark.parametrize("product", PRODUCTS, ids=[product.op_type for product in PRODUCTS])
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-20, 1e20])
 def test_a_norm_of_very_small_and_very_large_numbers_is_exact(
-    kernel_library: Path, instruction_set: str, magnitude: float
+    kernel_library: Path, instruction_set: str, magnitude: float, product: Product
 ) -> None:
-    layer = random_layer(Form(norm=True), 5, 20, 100, 30)
+    layer = random_layer(Form(product, norm=True), 5, 20, 100, 30)
     layer = replace(layer, x=layer.x * np.float32(magnitude))
     found = layer.run(kernel_library)
     assert np.isfinite(found).all()

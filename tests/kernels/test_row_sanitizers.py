@@ -9,20 +9,13 @@ import pytest
 from backends.ort.kernels import build
 
 GATED_SILU = ("gated_silu", "gated_silu_scalar", "gated_silu_avx2", "gated_silu_avx512", "instruction_set")
+ROWS = ("row_source", "row_product", "row_product_avx2", "row_product_vnni", *GATED_SILU)
+BLOCKS = ("block_product", "block_product_avx2", "block_product_vnni")
 SOURCES = {
     "sampler": ("sampler", "row_nucleus", "row_weights", "instruction_set"),
-    "quantized_linear": ("quantized_linear", "row_product", "row_product_avx2", "row_product_vnni", *GATED_SILU),
-    "block_linear": (
-        "block_linear",
-        "block_product",
-        "block_product_avx2",
-        "block_product_vnni",
-        "instruction_set",
-    ),
-    "greedy_head": (
-        *("greedy_head", "greedy_product", "greedy_sketch", "quantized_linear", "row_product", "row_product_avx2"),
-        *("row_product_vnni", "block_product", "block_product_avx2", "block_product_vnni", *GATED_SILU),
-    ),
+    "quantized_linear": ("quantized_linear", *ROWS),
+    "block_linear": ("block_linear", *BLOCKS, *ROWS),
+    "greedy_head": ("greedy_head", "greedy_product", "greedy_sketch", "quantized_linear", *BLOCKS, *ROWS),
     "gated_silu": GATED_SILU,
 }
 

@@ -17,8 +17,8 @@ constexpr std::size_t kPackedRows = 192;                  // of a task with a pa
 
 }  // namespace
 
-void block_linear(const float* x, std::int64_t num_rows, const BlockWeights& weights, float* output,
-                  const Parallel& parallel) {
+void block_linear(const RowInput& input, std::int64_t num_rows, const BlockWeights& weights, const float* residual,
+                  float* output, const Parallel& parallel) {
   const BlockFunctions& functions = block_functions(instruction_set(), weights.bits);
   const auto rows = static_cast<std::size_t>(num_rows), columns = static_cast<std::size_t>(weights.num_in);
   const auto outputs = static_cast<std::size_t>(weights.num_out);
@@ -30,14 +30,16 @@ void block_linear(const float* x, std::int64_t num_rows, const BlockWeights& wei
 
   const std::size_t rows_per_task = kTaskNumbers / std::max<std::size_t>(1, columns) + 1;
   run_parts(parallel, num_parts(rows, rows_per_task), [&](std::size_t index) {
+    const std::unique_ptr<float[]> made(input.source == RowSource::plain ? nullptr : new float[columns]);
     const Span span = part(rows, rows_per_task, index);
     for (std::size_t t = span.begin; t < span.end; ++t)
-      functions.quantize(x + t * columns, columns, quantized.get() + t * stride, row_scale.get() + t * blocks,
-                         row_offset.get() + t * blocks);
+      functions.quantize(source_row(input, columns, t, made.get()), columns, quantized.get() + t * stride,
+                         row_scale.get() + t * blocks, row_offset.get() + t * blocks);
   });
 
   const BlockProduct product{quantized.get(),  row_scale.get(), row_offset.get(), rows,    blocks,
-                             weights.integers, weights.scales,  weights.bias,     outputs, output};
+                             weights.integers, weights.scales,  weights.bias,     outputs, output,
+                             residual};
   if (functions.multiply_packed != nullptr && rows >= functions.pack_from) {
     const std::size_t num_panels = num_parts(outputs, kBlockPanelOutputs);
     run_parts(parallel, num_panels * num_parts(rows, kPackedRows), [&](std::size_t index) {
@@ -61,7 +63,7 @@ extern "C" __attribute__((visibility("default"))) int nanovllm_block_linear(
     const float* bias, std::int64_t num_out, int bits, float* output, std::int64_t num_threads) {
   try {
     const nanovllm::SpawnedThreads threads(static_cast<std::size_t>(num_threads));
-    nanovllm::block_linear(x, num_rows, {integers, scales, bias, num_out, num_in, bits}, output, threads);
+    nanovllm::block_linear({x}, num_rows, {integers, scales, bias, num_out, num_in, bits}, nullptr, output, threads);
   } catch (const std::exception&) {
     return 1;
   }

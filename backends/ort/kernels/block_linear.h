@@ -1,9 +1,11 @@
-// `nanovllm::BlockLinear_v1` (contract: export/block_linear.py) on the host's threads, bit for bit.
+// `nanovllm::BlockLinear_v1` and its fused forms (contracts: export/block_linear.py, export/fused_linear.py) on the host's
+// threads, bit for bit.
 #pragma once
 
 #include <cstdint>
 
 #include "parallel.h"
+#include "row_source.h"
 
 namespace nanovllm {
 
@@ -16,9 +18,10 @@ struct BlockWeights {
   int bits;                      // 4 or 8
 };
 
-// output (num_rows, num_out) of x (num_rows, num_in), row after row. Any size, 0 too. A row's result depends on nothing
-// but the row, and not on the instruction set either. May throw std::bad_alloc, also in a task.
-void block_linear(const float* x, std::int64_t num_rows, const BlockWeights& weights, float* output,
-                  const Parallel& parallel);
+// output (num_rows, num_out) of num_rows rows, row after row, apart from all others; residual: as output, added to it, or
+// null. Any size, 0 too. A row's result depends on nothing but the row; that of gated_silu on the instruction set, too.
+// May throw std::bad_alloc, also in a task.
+void block_linear(const RowInput& input, std::int64_t num_rows, const BlockWeights& weights, const float* residual,
+                  float* output, const Parallel& parallel);
 
 }  // namespace nanovllm

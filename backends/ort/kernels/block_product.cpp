@@ -36,7 +36,9 @@ void multiply(const BlockProduct& product, Span outputs) {
                                                product.weight + weight_at * kBlockBytes<kBits>, product.row_offset[at]);
         total += static_cast<float>(sum) * (product.weight_scale[weight_at] * product.row_scale[at]);
       }
-      product.output[t * product.num_out + n] = product.bias == nullptr ? total : total + product.bias[n];
+      if (product.bias != nullptr) total += product.bias[n];
+      if (product.residual != nullptr) total += product.residual[t * product.num_out + n];
+      product.output[t * product.num_out + n] = total;
     }
   }
 }

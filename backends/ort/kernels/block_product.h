@@ -23,7 +23,8 @@ struct BlockProduct {
   const float* weight_scale;   // (num_out, num_blocks)
   const float* bias;           // (num_out,), or null
   std::size_t num_out;
-  float* output;  // (num_rows, num_out)
+  float* output;                    // (num_rows, num_out)
+  const float* residual = nullptr;  // (num_rows, num_out), or null
 };
 
 struct BlockFunctions {

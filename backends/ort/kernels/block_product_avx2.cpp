@@ -62,7 +62,11 @@ NANOVLLM_TARGET void tile(const BlockProduct& product, std::size_t row, std::siz
     }
   }
   const float bias = product.bias == nullptr ? 0.0f : product.bias[output];
-  for (std::size_t t = 0; t < kNumRows; ++t) product.output[(row + t) * product.num_out + output] = results[t] + bias;
+  for (std::size_t t = 0; t < kNumRows; ++t) {
+    const std::size_t place = (row + t) * product.num_out + output;
+    const float residual = product.residual == nullptr ? 0.0f : product.residual[place];
+    product.output[place] = results[t] + bias + residual;
+  }
 }
 
 template <int kBits>

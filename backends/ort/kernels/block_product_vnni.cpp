@@ -84,8 +84,12 @@ NANOVLLM_TARGET void tile(const BlockProduct& product, std::size_t row, std::siz
   const __m128 bias =
       product.bias == nullptr ? _mm_setzero_ps() : _mm_maskz_loadu_ps(there, product.bias + output);
   NANOVLLM_UNROLL
-  for (std::size_t t = 0; t < kNumRows; ++t)
-    _mm_mask_storeu_ps(product.output + (row + t) * product.num_out + output, there, _mm_add_ps(results[t], bias));
+  for (std::size_t t = 0; t < kNumRows; ++t) {
+    const std::size_t place = (row + t) * product.num_out + output;
+    __m128 result = _mm_add_ps(results[t], bias);
+    if (product.residual != nullptr) result = _mm_add_ps(result, _mm_maskz_loadu_ps(there, product.residual + place));
+    _mm_mask_storeu_ps(product.output + place, there, result);
+  }
 }
 
 // How many rows each tile gets: as few tiles as possible, all alike.
@@ -220,9 +224,13 @@ NANOVLLM_TARGET void packed_tile(const BlockProduct& product, std::size_t row, S
     const auto there = static_cast<__mmask16>(first_lanes(num_outputs - v));
     const __m512 bias =
         product.bias == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(there, product.bias + output);
-    for (std::size_t t = 0; t < kNumRows; ++t)
-      _mm512_mask_storeu_ps(product.output + (row + t) * product.num_out + output, there,
-                            _mm512_add_ps(_mm512_loadu_ps(results[t] + v), bias));
+    for (std::size_t t = 0; t < kNumRows; ++t) {
+      const std::size_t place = (row + t) * product.num_out + output;
+      __m512 result = _mm512_add_ps(_mm512_loadu_ps(results[t] + v), bias);
+      if (product.residual != nullptr)
+        result = _mm512_add_ps(result, _mm512_maskz_loadu_ps(there, product.residual + place));
+      _mm512_mask_storeu_ps(product.output + place, there, result);
+    }
   }
 }
 

@@ -8,6 +8,7 @@
 
 namespace {
 
+using nanovllm::BlockLinearForm;
 using nanovllm::QuantizedLinearForm;
 using nanovllm::RowSource;
 
@@ -29,7 +30,17 @@ OrtCustomOpDomain* make_domain(const nanovllm::Ort& ort) {
       nanovllm::custom_op<QuantizedLinearForm<RowSource::gated_silu, false, true>>(),
       nanovllm::custom_op<QuantizedLinearForm<RowSource::gated_silu, true, false>>(),
       nanovllm::custom_op<QuantizedLinearForm<RowSource::gated_silu, true, true>>(),
-      nanovllm::custom_op<nanovllm::BlockLinearOp>(),
+      nanovllm::custom_op<BlockLinearForm<RowSource::plain, false, true>>(),
+      nanovllm::custom_op<BlockLinearForm<RowSource::plain, true, false>>(),
+      nanovllm::custom_op<BlockLinearForm<RowSource::plain, true, true>>(),
+      nanovllm::custom_op<BlockLinearForm<RowSource::rms_norm, false, false>>(),
+      nanovllm::custom_op<BlockLinearForm<RowSource::rms_norm, false, true>>(),
+      nanovllm::custom_op<BlockLinearForm<RowSource::rms_norm, true, false>>(),
+      nanovllm::custom_op<BlockLinearForm<RowSource::rms_norm, true, true>>(),
+      nanovllm::custom_op<BlockLinearForm<RowSource::gated_silu, false, false>>(),
+      nanovllm::custom_op<BlockLinearForm<RowSource::gated_silu, false, true>>(),
+      nanovllm::custom_op<BlockLinearForm<RowSource::gated_silu, true, false>>(),
+      nanovllm::custom_op<BlockLinearForm<RowSource::gated_silu, true, true>>(),
       nanovllm::custom_op<nanovllm::GatedSiluOp>(),
       nanovllm::custom_op<nanovllm::GreedyHeadOp>(),
   };

@@ -5,7 +5,6 @@
 #include <memory>
 #include <new>
 
-#include "gated_silu.h"
 #include "parts.h"
 #include "row_product.h"
 #include "row_threads.h"
@@ -31,19 +30,6 @@ class Panel {
   std::unique_ptr<std::int8_t, Free> bytes_;
 };
 
-// Row t of what is quantized: in x itself, or made in `made`, num_in numbers.
-const float* source_row(const QuantizedLayer& layer, const ProductFunctions& functions, std::size_t t, float* made) {
-  const auto size = static_cast<std::size_t>(layer.num_in);
-  if (layer.source == RowSource::plain) return layer.x + t * size;
-  if (layer.source == RowSource::rms_norm) {
-    functions.normalize(layer.x + t * size, layer.gain, size, layer.epsilon, made);
-  } else {
-    const float* gate = layer.x + 2 * t * size;
-    gated_silu_row()(gate, gate + size, layer.num_in, made);
-  }
-  return made;
-}
-
 // The rows that are multiplied, (num_rows, stride), and their scales.
 struct QuantizedRows {
   QuantizedRows(std::size_t num_rows, std::size_t stride)
@@ -59,11 +45,11 @@ QuantizedRows quantize_rows(const QuantizedLayer& layer, const ProductFunctions&
   QuantizedRows result(rows, num_parts(columns, kRowStep) * kRowStep);
   const std::size_t rows_per_task = kTaskNumbers / std::max<std::size_t>(1, columns) + 1;
   run_parts(parallel, num_parts(rows, rows_per_task), [&](std::size_t index) {
-    const std::unique_ptr<float[]> made(layer.source == RowSource::plain ? nullptr : new float[columns]);
+    const std::unique_ptr<float[]> made(layer.input.source == RowSource::plain ? nullptr : new float[columns]);
     const Span span = part(rows, rows_per_task, index);
     for (std::size_t t = span.begin; t < span.end; ++t) {
       std::uint8_t* row = result.numbers.get() + t * result.stride;
-      result.scales[t] = functions.quantize(source_row(layer, functions, t, made.get()), columns, row);
+      result.scales[t] = functions.quantize(source_row(layer.input, columns, t, made.get()), columns, row);
       std::fill(row + columns, row + result.stride, std::uint8_t{kZero});
     }
   });
@@ -120,7 +106,7 @@ extern "C" __attribute__((visibility("default"))) int nanovllm_quantized_linear(
   try {
     const nanovllm::SpawnedThreads threads(static_cast<std::size_t>(num_threads));
     const std::vector<std::int32_t> sums = nanovllm::weight_row_sums(weight, num_out, num_in, threads);
-    nanovllm::quantized_linear({x, num_rows, num_in, weight, weight_scale, sums.data(), num_out, output}, threads);
+    nanovllm::quantized_linear({{x}, num_rows, num_in, weight, weight_scale, sums.data(), num_out, output}, threads);
   } catch (const std::exception&) {
     return 1;
   }

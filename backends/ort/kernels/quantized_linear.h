@@ -6,24 +6,19 @@
 #include <vector>
 
 #include "parallel.h"
+#include "row_source.h"
 
 namespace nanovllm {
 
-// What becomes of a row before it is quantized.
-enum class RowSource { plain, rms_norm, gated_silu };
-
 // A layer and its input, all arrays row after row. The weights are read as they lie: no copy of them is kept.
 struct QuantizedLayer {
-  const float* x;  // (num_rows, num_in), for gated_silu (num_rows, 2 * num_in): gate before up
+  RowInput input;
   std::int64_t num_rows, num_in;
   const std::int8_t* weight;            // (num_out, num_in)
   const float* weight_scale;            // (num_out,)
   const std::int32_t* weight_row_sums;  // (num_out,)
   std::int64_t num_out;
   float* output;  // (num_rows, num_out), apart from all others
-  RowSource source = RowSource::plain;
-  const float* gain = nullptr;  // (num_in,), of rms_norm
-  float epsilon = 0;
   const float* bias = nullptr;      // (num_out,), or null
   const float* residual = nullptr;  // (num_rows, num_out), or null
 };

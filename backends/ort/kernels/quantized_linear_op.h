@@ -5,6 +5,7 @@
 #include <array>
 
 #include "custom_op.h"
+#include "product_neighbours.h"
 #include "quantized_linear.h"
 #include "row_sums.h"
 
@@ -20,9 +21,7 @@ class QuantizedLinearOp {
 
  private:
   const Ort& ort_;
-  RowSource source_;
-  bool has_bias_, has_residual_;
-  float epsilon_ = 0;
+  NeighbourInputs neighbours_;
   RowSums row_sums_;
 };
 
