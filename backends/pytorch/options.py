@@ -71,7 +71,7 @@ _RULES: Mapping[str, _Rule] = {
     "dtype": _one_of("auto", "float32", "bfloat16", "float16"),
     "device": ("'auto', 'cpu', 'cuda', 'cuda:0' and so on", _is_device),
     "quantization": _one_of(None, "int8", "int4"),
-    "collective": _one_of("auto", "shared_memory", "gloo"),
+    "collective": _one_of("auto", "shared_memory", "gloo", "nccl"),
     "enforce_eager": ("True, False", _is_bool),
     "torch_compile": ("True, False", _is_bool),
     "gpu_memory_utilization": ("a number above 0 and up to 1", _is_share),
