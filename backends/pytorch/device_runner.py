@@ -3,8 +3,9 @@
 In: a `Batch`. Out: a `PendingStep`. One copy takes the step to the device (`step_tensors`); the body of the program
 runs there, as a graph where every sequence has one token (`decode_graphs`); plain rows are sampled there
 (`device_sampler`), and their tokens kept, so that the next step can be submitted before anybody has read them. Rows
-with edits or log-probabilities are sampled on the host, by the core's sampler. Knows no CUDA: nothing here depends on
-the kind of device.
+with edits or log-probabilities are sampled on the host, by the core's sampler. Where a model is divided among devices,
+rank 0 alone samples, and tells the others' devices the token ids when the next step begins. Knows no CUDA: nothing here
+depends on the kind of device.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from backends.pytorch.decode_graphs import DecodeGraphs
 from backends.pytorch.device_memory import DeviceMemory, kv_cache_bytes
 from backends.pytorch.device_sampler import Sampling, sample_tokens
 from backends.pytorch.device_step import DeviceStep
+from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.program import Program, StepInputs
 from backends.pytorch.runner import TorchRunner
 from backends.pytorch.step_arrays import step_arrays
@@ -46,7 +48,8 @@ _PROMPT_LENS = (2, 4, 8, 16, 32, 64, 128)  # for each of which the kernels may b
 
 class DeviceRunner(TorchRunner):
     """Model runner of a device. attention, rotations: of the same kind. graphs: None for none; only for a program that
-    is static. memory: None where the engine sizes the KV cache."""
+    is static. memory: None where the engine sizes the KV cache. collective: the one that the program was recorded
+    with, if the model is divided; ranks other than 0 run steps by `follow`."""
 
     overlaps = True
     """A token id of -1 stands for the token that was sampled last for its sequence."""
@@ -62,12 +65,14 @@ class DeviceRunner(TorchRunner):
         limits: StepLimits,
         graphs: DecodeGraphs | None = None,
         memory: DeviceMemory | None = None,
+        collective: Collective | None = None,
     ) -> None:
         super().__init__(program, [], attention, model_info, device=device, num_threads=1)
         self._rotations = rotations
         self._limits = limits
         self._graphs = graphs if program.is_static else None
         self._memory = memory
+        self._collective = collective
         self._slots = TokenSlots(max(_LEAST_TOKEN_SLOTS, 2 * limits.max_num_seqs))
         self._latest = torch.zeros(self._slots.spare + 1, dtype=torch.int32, device=device)
         self._table_width = 0  # of captured graphs
@@ -76,12 +81,13 @@ class DeviceRunner(TorchRunner):
 
     def kv_memory_bytes(self) -> int | None:
         """What the granted share of the device's memory leaves for the KV cache, found by running a step of the largest
-        size, and one of the kind that graphs keep memory for. Drops the KV cache."""
+        size, and one of the kind that graphs keep memory for. Drops the KV cache. All ranks are asked at once."""
         if self._memory is None:
             return None
-        self._allocate(1, self.preferred_block_size)
+        self.allocate_pools(1, self.preferred_block_size)
         largest, decode = (make(self._limits, self._table_width) for make in (largest_step, decode_step))
-        runs: list[Callable[[], object]] = [lambda: self.execute(largest)]
+        is_first = self._collective is None or self._collective.rank.number == 0
+        runs: list[Callable[[], object]] = [lambda: (self.execute if is_first else self.follow)(largest)]
         if self._graphs is not None:
             runs.append(lambda: self._run_body(decode))
         with self._failures(largest.num_tokens):
@@ -90,10 +96,22 @@ class DeviceRunner(TorchRunner):
         self._attention.free()
         return num_bytes
 
-    def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
-        """As in `ModelRunner`; captures all graphs as well, the largest first, whose memory the others share, and
-        compiles what prompts need, so that no request waits for it."""
-        self._allocate(num_blocks, block_size)
+    def allocate_pools(self, num_blocks: int, block_size: int) -> None:
+        """Pools, and buffers for steps over blocks of that size; captured graphs would read the old ones."""
+        if self._graphs is not None:
+            self._graphs.clear()
+        super().allocate_pools(num_blocks, block_size)
+        limits = self._limits
+        self._table_width = -(-limits.max_model_len // block_size)
+        num_logits = max(limits.max_num_logits, limits.max_num_seqs)
+        largest = StepShape(
+            limits.max_num_batched_tokens, limits.max_num_seqs, self._table_width, num_logits, num_logits
+        )
+        self._buffers = StepBuffers(largest.num_words, self._device)
+
+    def warm_up(self) -> None:
+        """Captures all graphs, the largest first, whose memory the others share, and compiles what prompts need. All
+        ranks have to do so at once."""
         for length in _PROMPT_LENS if self._memory is not None else ():
             with self._failures(length):
                 self._run_body(prompt_step(length, self._table_width))
@@ -118,6 +136,11 @@ class DeviceRunner(TorchRunner):
     def execute(self, batch: Batch) -> StepOutput:
         return self.submit(batch).result()
 
+    def follow(self, batch: Batch) -> None:
+        """Queues this rank's share of a step and returns; its unknown tokens come from rank 0's device."""
+        with self._failures(batch.num_tokens):
+            self._launch(batch, np.zeros(batch.num_logits, np.bool_), np.zeros(batch.num_seqs, np.int32))
+
     def forward(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Logits, float32 (num_logits, vocab_size); a fresh array. Raises `BackendError`."""
         with self._failures(batch.num_tokens):
@@ -133,19 +156,6 @@ class DeviceRunner(TorchRunner):
             self._graphs.clear()
         self._buffers = StepBuffers(0, self._device)
         self._pending = None
-
-    def _allocate(self, num_blocks: int, block_size: int) -> None:
-        """Pools, and buffers for steps over blocks of that size; captured graphs would read the old ones."""
-        if self._graphs is not None:
-            self._graphs.clear()
-        super().allocate_kv_cache(num_blocks, block_size)
-        limits = self._limits
-        self._table_width = -(-limits.max_model_len // block_size)
-        num_logits = max(limits.max_num_logits, limits.max_num_seqs)
-        largest = StepShape(
-            limits.max_num_batched_tokens, limits.max_num_seqs, self._table_width, num_logits, num_logits
-        )
-        self._buffers = StepBuffers(largest.num_words, self._device)
 
     @torch.inference_mode()
     def _run_and_sample(self, batch: Batch, is_chosen: BoolArray, slots: Int32Array) -> Arrival | None:
@@ -205,6 +215,8 @@ class DeviceRunner(TorchRunner):
         """Runs inside a graph: reads nothing but the step's memory."""
         ids = step.token_ids
         known = torch.where(ids < 0, self._latest[(-1 - ids).clamp_min_(0)], ids)
+        if self._collective is not None:
+            known = self._collective.broadcast(known)  # only rank 0 has the latest tokens
         return StepInputs(
             token_ids=known,
             positions=step.positions,

@@ -12,14 +12,14 @@ from backends.pytorch.cuda_graphs import CUDAGraphs
 from backends.pytorch.decode_graphs import Capture, DecodeGraphs, graph_sizes
 from backends.pytorch.device_memory import DEFAULT_UTILIZATION, CUDAMemory, DeviceMemory
 from backends.pytorch.device_runner import DeviceRunner, Rotations
-from backends.pytorch.devices import choose_device
+from backends.pytorch.devices import choose_device, num_cuda_devices
 from backends.pytorch.fusion import Fuse, compiled, unfused
 from backends.pytorch.linear import MakeLinear, make_linear
 from backends.pytorch.model_facts import make_model_info
 from backends.pytorch.ops import record
 from backends.pytorch.options import TorchOptions
 from backends.pytorch.parallel.collective import Collective
-from backends.pytorch.parallel.division import geometry_part
+from backends.pytorch.parallel.division import Rank, geometry_part
 from backends.pytorch.precision import choose_dtype
 from backends.pytorch.quantized import make_int4_linear, make_int8_linear
 from backends.pytorch.runner import TorchRunner
@@ -61,7 +61,8 @@ def load_runner(
     it is; the runner, and the sizes in its `model_info`, are those of one rank's part. Raises `ModelError`, and
     `ConfigError` where the options or the model do not allow it."""
     torch.set_num_threads(num_threads)
-    device = choose_device(options)
+    rank = Rank(0, 1) if collective is None else collective.rank
+    device = choose_device(options, num_cuda_devices(), rank)
     if device.type == "cuda":
         return load_device_runner(
             checkpoint,
@@ -71,10 +72,11 @@ def load_runner(
             dtype=options.dtype,
             limits=limits or StepLimits.of(EngineConfig()),
             max_model_len=max_model_len,
+            collective=collective,
         )
     dtype = choose_dtype(options.dtype, checkpoint, device)
     decoder = read_decoder(checkpoint, max_model_len)
-    geometry = decoder.geometry if collective is None else geometry_part(decoder.geometry, collective.rank)
+    geometry = geometry_part(decoder.geometry, rank)
     attention = CPUAttention(geometry, dtype, device)
     weights = Weights(checkpoint, dtype, device)
     fuse = compiled if options.torch_compile else unfused
@@ -112,14 +114,15 @@ def load_device_runner(
     dtype: str,
     limits: StepLimits,
     max_model_len: int | None = None,
+    collective: Collective | None = None,
 ) -> DeviceRunner:
     """As `load_runner`, around the parts of any device. dtype: "auto" or a name."""
     chosen = choose_dtype(dtype, checkpoint, device)
     decoder = read_decoder(checkpoint, max_model_len)
-    geometry = decoder.geometry
+    geometry = decoder.geometry if collective is None else geometry_part(decoder.geometry, collective.rank)
     attention = parts.make_attention(geometry, chosen, device)
     weights = Weights(checkpoint, chosen, device)
-    program, ropes = record(decoder, weights, attention, make_linear, fuse=parts.fuse)
+    program, ropes = record(decoder, weights, attention, make_linear, collective, fuse=parts.fuse)
     info = make_model_info(
         checkpoint,
         geometry,
@@ -138,6 +141,7 @@ def load_device_runner(
         limits=replace(limits, max_model_len=longest),
         graphs=None if parts.capture is None else DecodeGraphs(graph_sizes(limits.max_num_seqs), parts.capture),
         memory=parts.memory,
+        collective=collective,
     )
 
 

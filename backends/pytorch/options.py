@@ -18,9 +18,9 @@ class TorchOptions:
     """dtype: of arithmetic, weights and KV cache; "auto": the checkpoint's, where the processor is quick in it.
     device: where the model runs; "auto": the first CUDA device, where there is one. quantization: format of the weights
     of linear layers, None: that of `dtype`. collective: through what several processes add up their parts; "auto":
-    shared memory, which is quicker. enforce_eager: no CUDA graphs. torch_compile: norms and activations are compiled.
-    gpu_memory_utilization: share of a CUDA device's memory that weights, activations and KV cache may take together;
-    None: 0.9."""
+    shared memory on CPUs, which is quicker than gloo, and nccl on CUDA devices. enforce_eager: no CUDA graphs.
+    torch_compile: norms and activations are compiled. gpu_memory_utilization: share of a CUDA device's memory that
+    weights, activations and KV cache may take together; None: 0.9."""
 
     dtype: str = "auto"
     device: str = "auto"
@@ -71,7 +71,7 @@ _RULES: Mapping[str, _Rule] = {
     "dtype": _one_of("auto", "float32", "bfloat16", "float16"),
     "device": ("'auto', 'cpu', 'cuda', 'cuda:0' and so on", _is_device),
     "quantization": _one_of(None, "int8", "int4"),
-    "collective": _one_of("auto", "shared_memory", "gloo"),
+    "collective": _one_of("auto", "shared_memory", "gloo", "nccl"),
     "enforce_eager": ("True, False", _is_bool),
     "torch_compile": ("True, False", _is_bool),
     "gpu_memory_utilization": ("a number above 0 and up to 1", _is_share),

@@ -74,7 +74,7 @@ def _make_runner(source: ModelSource, config: EngineConfig) -> ModelRunner:
         raise ModelError(f"backend 'torch' cannot run: {missing}.")
     from backends.pytorch.load import load_runner
     from backends.pytorch.options import TorchOptions
-    from backends.pytorch.parallel.runner import load_parallel_runner
+    from backends.pytorch.parallel.start import load_parallel_runner
     from backends.pytorch.step_limits import StepLimits
     from nanovllm.checkpoint import Checkpoint
     from nanovllm.resources import num_physical_cores

@@ -53,7 +53,12 @@ class TorchRunner(LogitsModelRunner):
         return info.num_layers * 2 * block_size * info.num_kv_heads * info.head_dim * item_bytes
 
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
-        """Allocates and touches the pools, so that no step pays for page faults; earlier pools are dropped."""
+        self.allocate_pools(num_blocks, block_size)
+        self.warm_up()
+
+    def allocate_pools(self, num_blocks: int, block_size: int) -> None:
+        """Allocates and touches the pools, so that no step pays for page faults; earlier pools are dropped. Raises
+        `KVCacheError`."""
         self._open_program()
         self._attention.free()
         num_bytes, free = num_blocks * self.kv_bytes_per_block(block_size), available_memory_bytes()
@@ -64,6 +69,14 @@ class TorchRunner(LogitsModelRunner):
         except (RuntimeError, MemoryError) as error:
             self._attention.free()
             raise KVCacheError(_no_memory(num_blocks, block_size, num_bytes, "the system refuses that")) from error
+
+    def warm_up(self) -> None:
+        """Does beforehand what the first steps over new pools would have to wait for. Raises `BackendError`."""
+
+    def follow(self, batch: Batch) -> None:
+        """This rank's share of a step of which rank 0 has the logits; may return before it is done. Raises
+        `BackendError`."""
+        self.forward(batch)
 
     def forward(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Logits, float32 (num_logits, vocab_size), in memory that the next call reuses. Raises `BackendError`."""

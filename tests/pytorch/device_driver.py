@@ -14,11 +14,13 @@ from backends.pytorch.decode_graphs import Capture
 from backends.pytorch.device_memory import DeviceMemory
 from backends.pytorch.device_runner import DeviceRunner
 from backends.pytorch.load import DeviceParts, load_device_runner
+from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.program import Values
 from backends.pytorch.step_limits import StepLimits
 from backends.pytorch.triton_attention import TritonAttention
 from nanovllm.batch import SAMPLING_ROW, Batch, LogitsEdits, SamplingBatch
 from nanovllm.checkpoint import Checkpoint
+from nanovllm.plugins import ModelRunner
 from tests.pytorch.planned_attention import PlannedAttention, planned_rotations
 
 __all__ = [
@@ -56,8 +58,10 @@ def load_device(
     capture: Capture | None = None,
     memory: DeviceMemory | None = None,
     limits: StepLimits = LIMITS,
+    collective: Collective | None = None,
 ) -> DeviceRunner:
-    """A device runner on the CPU. triton: with the kernels of CUDA, interpreted, which takes some 5 ms each."""
+    """A device runner on the CPU. triton: with the kernels of CUDA, interpreted, which takes some 5 ms each.
+    collective: of the ranks that the model is divided among; the runner is that of one of them."""
     if triton:
         parts = DeviceParts(make_attention=partial(TritonAttention, num_processors=4), capture=capture, memory=memory)
     else:
@@ -69,7 +73,9 @@ def load_device(
         )
     torch.set_num_threads(1)
     checkpoint = Checkpoint(folder)
-    return load_device_runner(checkpoint, torch.device("cpu"), parts, name="model", dtype=dtype, limits=limits)
+    return load_device_runner(
+        checkpoint, torch.device("cpu"), parts, name="model", dtype=dtype, limits=limits, collective=collective
+    )
 
 
 class Sequences:
@@ -139,7 +145,7 @@ def sampling_row(**parameters: float) -> np.ndarray[tuple[int], np.dtype[np.void
 
 
 def one_after_the_other(
-    runner: DeviceRunner, sequences: Sequences, prompts: dict[int, list[int]], present: list[set[int]]
+    runner: ModelRunner, sequences: Sequences, prompts: dict[int, list[int]], present: list[set[int]]
 ) -> list[list[list[int]]]:
     runner.allocate_kv_cache(sequences.total_blocks, sequences.block_size)
     results = [[list(ids) for ids in runner.execute(sequences.step(prompts)).token_ids]]
@@ -153,7 +159,7 @@ def one_after_the_other(
 
 
 def overlapped(
-    runner: DeviceRunner, sequences: Sequences, prompts: dict[int, list[int]], present: list[set[int]]
+    runner: ModelRunner, sequences: Sequences, prompts: dict[int, list[int]], present: list[set[int]]
 ) -> list[list[list[int]]]:
     """Every step is submitted before the result of the one before is taken."""
     runner.allocate_kv_cache(sequences.total_blocks, sequences.block_size)

@@ -4,22 +4,35 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from backends.pytorch.load import load_runner
+from backends.pytorch.device_runner import DeviceRunner
+from backends.pytorch.load import load_runner, read_decoder
 from backends.pytorch.options import TorchOptions
 from backends.pytorch.parallel.collective import Collective
+from backends.pytorch.parallel.device_runner import ParallelDeviceRunner
 from backends.pytorch.parallel.division import Rank
 from backends.pytorch.parallel.meeting import make_collective, prepare_meeting
+from backends.pytorch.parallel.start import start_ranks
 from backends.pytorch.plugin import nanovllm_model_runners
 from backends.pytorch.runner import TorchRunner
 from backends.pytorch.step_limits import StepLimits
 from nanovllm.checkpoint import Checkpoint
 from nanovllm.config import EngineConfig
 from nanovllm.plugins import LogitsModelRunner, ModelSource
+from tests.pytorch.device_driver import load_device
 
-__all__ = ["LIMITS", "join_ranks", "load_parallel", "load_ranks", "on_every_rank", "worker_ids"]
+__all__ = [
+    "LIMITS",
+    "join_ranks",
+    "load_parallel",
+    "load_parallel_device",
+    "load_ranks",
+    "on_every_rank",
+    "worker_ids",
+]
 
 T = TypeVar("T")
 
@@ -37,6 +50,21 @@ def load_parallel(folder: Path, size: int = 2, *, num_threads: int = 2, **option
     )
     runner = plugin.factory(ModelSource(str(folder), folder), config)
     assert isinstance(runner, LogitsModelRunner)
+    return runner
+
+
+def load_parallel_device(
+    folder: Path,
+    size: int = 2,
+    *,
+    collective: str = "gloo",
+    load: Callable[..., DeviceRunner] = load_device,
+    **given: Any,
+) -> ParallelDeviceRunner:
+    """Device runners on the CPU, a process each. given: for `load`, a function that other processes can import."""
+    geometry = read_decoder(Checkpoint(folder), None).geometry
+    runner = start_ranks(partial(load, folder, **given), geometry, size=size, collective=collective)
+    assert isinstance(runner, ParallelDeviceRunner)
     return runner
 
 

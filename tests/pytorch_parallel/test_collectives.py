@@ -1,6 +1,7 @@
 """Both ways to exchange numbers give all ranks the same sums and rank 0 all parts, and notice a rank that has gone."""
 
 import os
+import socket
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -55,12 +56,32 @@ def test_rank_0_gets_all_parts_and_the_others_none(
     assert [tuple(part.shape) for part in gathered[1:]] == [(0, features)] * (len(collectives) - 1)
 
 
+@settings(max_examples=6)
+@given(size=st.sampled_from([1, 7, 300_001]))
+def test_all_ranks_get_what_rank_0_has(collectives: list[Collective], size: int) -> None:
+    ids = [torch.arange(size, dtype=torch.int32) - number for number in range(len(collectives))]
+    expected = ids[0].clone()
+    received = on_every_rank([partial(c.broadcast, mine) for c, mine in zip(collectives, ids, strict=True)])
+    assert all(torch.equal(mine, expected) for mine in received)
+
+
 def test_many_sums_in_a_row_do_not_mix(collectives: list[Collective]) -> None:
     def add_up(collective: Collective) -> list[float]:
         return [float(collective.all_reduce(torch.full((1, 7), float(i)))[0, 3]) for i in range(300)]
 
     expected = [float(i * len(collectives)) for i in range(300)]
     assert on_every_rank([partial(add_up, collective) for collective in collectives]) == [expected] * len(collectives)
+
+
+def test_nobody_but_this_machine_can_reach_the_store_where_ranks_meet(tmp_path: Path) -> None:
+    """Linux has all of 127.0.0.0/8: what listens on every interface is found at each of these addresses."""
+    collectives = join_ranks("gloo", 2, tmp_path)
+    port = int((tmp_path / "port").read_text())
+    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    with pytest.raises(OSError, match=r"refused|timed out|assign"):
+        socket.create_connection(("127.0.0.2", port), timeout=1)
+    for collective in collectives:
+        collective.leave()
 
 
 def test_a_rank_that_has_gone_is_noticed_and_leaving_twice_is_no_error(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from rank_driver import LIMITS, load_parallel, worker_ids
 
+from backends.pytorch.load import load_runner
 from backends.pytorch.options import TorchOptions
 from backends.pytorch.parallel.division import Rank
 from backends.pytorch.parallel.messages import Load
@@ -142,12 +143,10 @@ def test_a_rank_that_cannot_load_says_why(tmp_path: Path) -> None:
     load = Load(
         rank=Rank(1, 2),
         rendezvous=tmp_path,
-        checkpoint=Checkpoint(folder),
-        name="model",
-        options=TorchOptions(),
-        num_threads=1,
-        limits=LIMITS,
-        max_model_len=None,
+        collective="shared_memory",
+        load=partial(
+            load_runner, Checkpoint(folder), name="model", options=TorchOptions(), num_threads=1, limits=LIMITS
+        ),
     )
     workers = Workers([load])
     error = error_within(30, workers.wait_for_answers)

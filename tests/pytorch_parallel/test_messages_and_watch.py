@@ -29,7 +29,7 @@ ARRAYS = (
     "logits_start",
     "adapter_ids",
 )
-FAILED = Answer(True, BackendError("boom"))
+FAILED = Answer(BackendError("boom"), is_joint=True)
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=5), st.integers(0, 4))
@@ -74,7 +74,7 @@ def batch_of(sizes: list[tuple[int, int]], max_blocks: int) -> Batch:
 def test_other_messages_arrive_too() -> None:
     assert read_command(write(Allocate(3, 16))) == Allocate(3, 16)
     answer = read_answer(write(FAILED))
-    assert answer.of_step
+    assert answer.is_joint
     assert str(answer.error) == "boom"
 
 
@@ -138,14 +138,41 @@ def test_where_another_rank_fails_alone_all_are_ended(start: Callable[..., Watch
         watch.check(patience_s=5.0)
 
 
-def test_answers_are_waited_for_and_their_errors_raised(start: Callable[..., Watch]) -> None:
-    start([Answer(False)], [Answer(False)]).wait_for_answers()
+def test_whoever_has_to_be_told_of_a_loss_is_told_once() -> None:
+    losses: list[str] = []
+    watch = Watch([process(1, []), process(2, [])], lambda: losses.append("lost"))
+    try:
+        watch.lose("one reason")
+        watch.lose("another one")
+        with pytest.raises(BackendLostError, match="one reason"):
+            watch.check(patience_s=5.0)
+    finally:
+        watch.end()
+    assert losses == ["lost"]
+
+
+def test_an_end_that_was_asked_for_is_no_loss() -> None:
+    losses: list[str] = []
+    watch = Watch([process(1, [])], lambda: losses.append("lost"))
+    watch.end()
+    assert losses == []
+
+
+def test_a_failure_that_was_taken_as_an_answer_ends_nobody_later(start: Callable[..., Watch]) -> None:
+    watch = start([FAILED])
     with pytest.raises(BackendError, match="boom"):
-        start([Answer(False)], [Answer(False, BackendError("boom"))]).wait_for_answers()
+        watch.wait_for_answers()
+    watch.check(patience_s=1.0)
+
+
+def test_answers_are_waited_for_and_their_errors_raised(start: Callable[..., Watch]) -> None:
+    start([Answer()], [Answer()]).wait_for_answers()
+    with pytest.raises(BackendError, match="boom"):
+        start([Answer()], [Answer(BackendError("boom"))]).wait_for_answers()
 
 
 def test_a_process_that_ends_is_named_with_its_last_words() -> None:
-    processes = [process(1, [Answer(False)]), process(2, [])]
+    processes = [process(1, [Answer()]), process(2, [])]
     watch = Watch(processes)
     try:
         while not processes[1].output.tell():  # both ends share the place in the file

@@ -1,4 +1,4 @@
-"""What ranks exchange within a step: sums of partial results, and parts of logits for rank 0."""
+"""What ranks exchange within a step: sums of partial results, token ids of rank 0, and parts of logits for it."""
 
 from typing import Protocol
 
@@ -27,5 +27,13 @@ class Collective(Protocol):
         x: (rows, this rank's share of the features).
         """
 
+    def broadcast(self, x: Tensor) -> Tensor:
+        """What rank 0 has as x, on every rank; of one shape and dtype. x is given away."""
+
+    def abort(self) -> None:
+        """A rank has ended: ends the waits of this one, on a device as well, whose results mean nothing then. Returns
+        at once; any thread may call."""
+
     def leave(self) -> None:
-        """Gives up this end. May be called more than once, also where the rank has never joined."""
+        """Gives up this end, once nothing is computed any more. May be called more than once, also where the rank has
+        never joined."""

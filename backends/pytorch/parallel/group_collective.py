@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from backends.pytorch.parallel.division import Rank
+from backends.pytorch.parallel.rendezvous import open_store
 
-__all__ = ["GroupCollective"]
+__all__ = ["STUCK_TIMEOUT", "GroupCollective"]
 
 _JOIN_TIMEOUT = timedelta(seconds=60)
-_STUCK_TIMEOUT = timedelta(minutes=5)  # for a rank that lives, but does not answer; one that ends is noticed at once
+STUCK_TIMEOUT = timedelta(minutes=5)  # for a rank that lives, but does not answer; one that ends is noticed at once
 
 
 class GroupCollective:
@@ -24,33 +26,44 @@ class GroupCollective:
 
     def __init__(self, rank: Rank, folder: Path) -> None:
         self.rank = rank
-        self._rendezvous = folder / "ranks"
+        self._folder = folder
         self._group: Any = None  # torch has types for a few of its methods only
 
     def join(self) -> None:
-        store = dist.FileStore(str(self._rendezvous), self.rank.size)  # type: ignore[attr-defined]
-        store.set_timeout(_JOIN_TIMEOUT)
+        self._group = self._open_group(open_store(self.rank, self._folder, _JOIN_TIMEOUT))
+
+    def _open_group(self, store: Any) -> Any:
         options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
-        options._timeout = _STUCK_TIMEOUT
-        self._group = dist.ProcessGroupGloo(store, self.rank.number, self.rank.size, options)
+        options._timeout = STUCK_TIMEOUT
+        return dist.ProcessGroupGloo(store, self.rank.number, self.rank.size, options)
 
     def all_reduce(self, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        self._joined().allreduce([x]).wait()
+        x, options = x.contiguous(), dist.AllreduceOptions()
+        options.asyncOp = False  # on a device: on the stream that computes, not beside it
+        self._joined().allreduce([x], options).wait()
         return x
 
     def gather(self, x: Tensor, num_features: int) -> Tensor:
-        group = self._joined()
-        if self.rank.number:
-            group.send([x.contiguous()], 0, 0).wait()
+        ranks = [Rank(number, self.rank.size) for number in range(self.rank.size)]
+        widths = [last - first for first, last in (rank.share(num_features) for rank in ranks)]
+        x = F.pad(x, (0, max(widths) - x.shape[1])).contiguous()  # parts of one size are all that groups gather
+        parts = [] if self.rank.number else [torch.empty_like(x) for _ in ranks]
+        options = dist.GatherOptions()
+        options.rootRank, options.asyncOp = 0, False
+        self._joined().gather([parts] if parts else [], [x], options).wait()
+        if not parts:
             return x.new_empty(0, num_features)
-        parts = [x]
-        for number in range(1, self.rank.size):
-            first, last = Rank(number, self.rank.size).share(num_features)
-            parts.append(x.new_empty(len(x), last - first))
-            group.recv([parts[-1]], number, 0).wait()
-        return torch.cat(parts, 1)
+        return torch.cat([part[:, :width] for part, width in zip(parts, widths, strict=True)], 1)
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        x, options = x.contiguous(), dist.BroadcastOptions()
+        options.rootRank, options.asyncOp = 0, False
+        self._joined().broadcast([x], options).wait()
+        return x
+
+    def abort(self) -> None:
+        """Nothing to do: gloo notices a rank that has ended."""
 
     def leave(self) -> None:
         self._group = None

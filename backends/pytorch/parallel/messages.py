@@ -5,33 +5,45 @@ one program that nobody else can write to.
 """
 
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from backends.pytorch.options import TorchOptions
 from backends.pytorch.parallel.division import Rank
-from backends.pytorch.step_limits import StepLimits
+from backends.pytorch.runner import TorchRunner
 from nanovllm.batch import SAMPLING_ROW, Batch, SamplingBatch
-from nanovllm.checkpoint import Checkpoint
 from nanovllm.errors import NanoVLLMError
 
-__all__ = ["Allocate", "Answer", "Command", "Join", "Load", "Step", "read_answer", "read_command", "write"]
+__all__ = [
+    "Allocate",
+    "Answer",
+    "Command",
+    "Join",
+    "Load",
+    "LoadPart",
+    "MeasureMemory",
+    "Step",
+    "WarmUp",
+    "read_answer",
+    "read_command",
+    "write",
+]
+
+LoadPart = Callable[..., TorchRunner]
+"""Loads a rank's part of a model when it is called with `collective`, that rank's end. Pickled, so made of functions
+that a module has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """The first command: what to load, as for `load_runner`, and for whom. rendezvous: a folder where ranks meet."""
+    """The first command: what to load, and for whom. collective: its kind. rendezvous: a folder where ranks meet."""
 
     rank: Rank
     rendezvous: Path
-    checkpoint: Checkpoint
-    name: str
-    options: TorchOptions
-    num_threads: int
-    limits: StepLimits
-    max_model_len: int | None
+    collective: str
+    load: LoadPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +53,20 @@ class Join:
 
 @dataclass(frozen=True, slots=True)
 class Allocate:
-    """See `ModelRunner.allocate_kv_cache`."""
+    """Allocate the pools of the KV cache."""
 
     num_blocks: int
     block_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureMemory:
+    """Find out what the KV cache may take, together with the other ranks. See `ModelRunner.kv_memory_bytes`."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """Prepare for steps, together with the other ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +76,17 @@ class Step:
     batch: Batch
 
 
-Command = Load | Join | Allocate | Step
+Command = Load | Join | Allocate | MeasureMemory | WarmUp | Step
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """of_step: whether a step is answered, not another command. error: None where it went well."""
+    """error: None where it went well. is_joint: whether it happened where other ranks may wait for this one now.
+    memory_bytes: that the KV cache may take; None where nobody asked or knows."""
 
-    of_step: bool
     error: NanoVLLMError | None = None
+    is_joint: bool = False
+    memory_bytes: int | None = None
 
 
 _LONG = ("token_ids", "positions")  # int64; the other arrays are int32

@@ -89,6 +89,20 @@ class SharedMemoryCollective:
             return x.new_empty(0, num_features)
         return torch.cat([part.view(len(x), -1) for part in parts], 1)
 
+    def broadcast(self, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        for part in torch.split(x.view(-1), _SLOT_BYTES // x.element_size()):
+            slots = self._slots(part)
+            if self.rank.number == 0:
+                slots[0].copy_(part)
+            self._meet()
+            if self.rank.number:
+                part.copy_(slots[0])
+        return x
+
+    def abort(self) -> None:
+        """Nothing to do: a rank that has ended is noticed at its pipes."""
+
     def leave(self) -> None:
         for descriptor in (*self._senders.values(), *self._receivers.values()):
             os.close(descriptor)

@@ -1,7 +1,8 @@
 """A thread that listens to the processes of a model: what they answer, and whether they still live.
 
 The engine's thread cannot: while it computes a step, it may wait within a sum for a process that does not come. Where
-one is lost, all are ended, which closes their ends of what sums go through and so ends that wait.
+one is lost, all are ended, which closes their ends of what sums go through and so ends that wait; on a device, where it
+does not, `on_loss` has to.
 """
 
 import os
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -39,15 +40,23 @@ class Process:
 class Watch:
     """Listens from the constructor on, until `end`. Any thread may call.
 
-    failure_grace_s: from a rank's failure in a step until the others should have failed as well.
+    on_loss: called once where a rank is lost, from any thread; it must not wait. failure_grace_s: from a rank's failure
+    where ranks wait for each other until the others should have failed as well.
     """
 
-    def __init__(self, processes: Sequence[Process], *, failure_grace_s: float = _FAILURE_GRACE_S) -> None:
+    def __init__(
+        self,
+        processes: Sequence[Process],
+        on_loss: Callable[[], None] = lambda: None,
+        *,
+        failure_grace_s: float = _FAILURE_GRACE_S,
+    ) -> None:
+        self._on_loss = on_loss
         self._failure_grace_s = failure_grace_s
         self._processes = {process.connection: process for process in processes}
         self._changed = threading.Condition()  # reentrant: what is collected while it is held may call `end`
         self._answers: dict[int, Answer] = {}
-        self._deadline: float | None = None  # of a step that has failed on a rank
+        self._deadline: float | None = None  # of a step, or the like, that has failed on a rank
         self._lost: str | None = None  # why no step can be run any more
         self._is_ending = False
         self._thread = threading.Thread(target=self._run, name="nanovllm-ranks", daemon=True)
@@ -59,17 +68,18 @@ class Watch:
             if self._changed.wait_for(lambda: self._lost, patience_s):
                 raise BackendLostError(self._lost)
 
-    def wait_for_answers(self) -> None:
-        """Waits until every rank has answered the last command. Raises the first error among the answers, or
+    def wait_for_answers(self) -> list[Answer]:
+        """The answers of all ranks to the last command, by rank. Raises the first error among them, or
         `BackendLostError`."""
         with self._changed:
             self._changed.wait_for(lambda: self._lost or len(self._answers) == len(self._processes))
-            answers, self._answers = self._answers, {}
+            answers, self._answers, self._deadline = self._answers, {}, None
         self.check()
-        errors = [answers[number].error for number in sorted(answers)]
-        for error in errors:
-            if error is not None:
-                raise error
+        in_order = [answers[number] for number in sorted(answers)]
+        for answer in in_order:
+            if answer.error is not None:
+                raise answer.error
+        return in_order
 
     def settle_failure(self, error: NanoVLLMError) -> NanoVLLMError:
         """Rank 0 has failed in a step. Returns its error where all ranks have failed at the same place, so that they
@@ -88,11 +98,14 @@ class Watch:
     def lose(self, reason: str) -> None:
         """Ends all processes, after which nothing can be computed. Later reasons than the first are dropped."""
         with self._changed:
-            if self._lost is None and not self._is_ending:
+            is_first = self._lost is None and not self._is_ending
+            if is_first:
                 self._lost = f"the model's processes have ended: {reason}. Load the model again."
             self._changed.notify_all()
         for process in self._processes.values():
             process.handle.kill()
+        if is_first:
+            self._on_loss()
 
     def end(self) -> None:
         """Ends the processes and the thread. May be called more than once."""
@@ -145,7 +158,7 @@ class Watch:
             return False
         with self._changed:
             self._answers[process.number] = answer
-            if answer.of_step and self._deadline is None:
+            if answer.is_joint and self._deadline is None:
                 self._deadline = time.monotonic() + self._failure_grace_s
             self._changed.notify_all()
         return True

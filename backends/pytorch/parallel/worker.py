@@ -11,10 +11,19 @@ import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
-from backends.pytorch.load import load_runner
 from backends.pytorch.parallel.meeting import make_collective
-from backends.pytorch.parallel.messages import Allocate, Answer, Command, Join, Load, Step, read_command, write
-from backends.pytorch.runner import TorchRunner
+from backends.pytorch.parallel.messages import (
+    Allocate,
+    Answer,
+    Command,
+    Join,
+    Load,
+    MeasureMemory,
+    Step,
+    WarmUp,
+    read_command,
+    write,
+)
 from nanovllm.errors import BackendError, NanoVLLMError
 
 __all__ = ["Worker", "main"]
@@ -26,32 +35,32 @@ class Worker:
     """One rank. `obey` carries out a command and returns the answer, None where there is none."""
 
     def __init__(self, load: Load) -> None:
-        self._collective = make_collective(load.options.collective, load.rank, load.rendezvous)
-        self._runner: TorchRunner = load_runner(
-            load.checkpoint,
-            name=load.name,
-            options=load.options,
-            num_threads=load.num_threads,
-            limits=load.limits,
-            max_model_len=load.max_model_len,
-            collective=self._collective,
-        )
+        self._collective = make_collective(load.collective, load.rank, load.rendezvous)
+        self._runner = load.load(collective=self._collective)
 
     def obey(self, command: Command) -> Answer | None:
-        of_step = isinstance(command, Step)
+        is_joint = isinstance(command, Step | WarmUp | MeasureMemory)
         try:
-            if isinstance(command, Step):
-                self._runner.forward(command.batch)
-                return None
-            if isinstance(command, Join):
-                self._collective.join()
-            elif isinstance(command, Allocate):
-                self._runner.allocate_kv_cache(command.num_blocks, command.block_size)
+            return self._carry_out(command)
         except NanoVLLMError as error:
-            return Answer(of_step, error)
+            return Answer(error, is_joint)
         except Exception as error:
-            return Answer(of_step, BackendError(f"{type(error).__name__}: {error}"))
-        return Answer(of_step)
+            return Answer(BackendError(f"{type(error).__name__}: {error}"), is_joint)
+
+    def _carry_out(self, command: Command) -> Answer | None:
+        match command:
+            case Step(batch):
+                self._runner.follow(batch)
+                return None
+            case MeasureMemory():
+                return Answer(memory_bytes=self._runner.kv_memory_bytes())
+            case Join():
+                self._collective.join()
+            case Allocate(num_blocks, block_size):
+                self._runner.allocate_pools(num_blocks, block_size)
+            case WarmUp():
+                self._runner.warm_up()
+        return Answer()
 
 
 def main() -> None:
@@ -71,10 +80,10 @@ def _serve(connection: Connection, parent: int) -> None:
     try:
         worker = Worker(command)
     except NanoVLLMError as error:
-        connection.send_bytes(write(Answer(False, error)))
+        connection.send_bytes(write(Answer(error)))
         connection.recv_bytes()  # not gone before the answer has been read
         return
-    connection.send_bytes(write(Answer(False)))
+    connection.send_bytes(write(Answer()))
     while os.getppid() == parent:
         if connection.poll(_PARENT_CHECK_S):
             answer = worker.obey(read_command(connection.recv_bytes()))

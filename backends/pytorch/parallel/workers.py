@@ -10,10 +10,10 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 
-from backends.pytorch.parallel.messages import Command, Load, write
+from backends.pytorch.parallel.messages import Answer, Command, Load, write
 from backends.pytorch.parallel.watch import Process, Watch
 from nanovllm.errors import NanoVLLMError
 
@@ -23,10 +23,10 @@ _PATIENCE_S = 5.0  # for the news of a process that does not listen any more
 
 
 class Workers:
-    """loads: one for each rank beside the engine's. The processes start at once, and end with this one, with this
-    object, or by `close`, whichever comes first."""
+    """loads: one for each rank beside the engine's. on_loss: see `Watch`. The processes start at once, and end with
+    this one, with this object, or by `close`, whichever comes first."""
 
-    def __init__(self, loads: Sequence[Load]) -> None:
+    def __init__(self, loads: Sequence[Load], on_loss: Callable[[], None] = lambda: None) -> None:
         processes: list[Process] = []
         try:
             processes.extend(_start(load.rank.number) for load in loads)
@@ -36,7 +36,7 @@ class Workers:
                 process.handle.wait()
             raise
         self._connections = [process.connection for process in processes]
-        self._watch = Watch(processes)
+        self._watch = Watch(processes, on_loss)
         self.close = weakref.finalize(self, self._watch.end)
         """Ends the processes. May be called more than once."""
         for connection, load in zip(self._connections, loads, strict=True):
@@ -53,9 +53,9 @@ class Workers:
         for connection in self._connections:
             self._send(connection, message)
 
-    def wait_for_answers(self) -> None:
+    def wait_for_answers(self) -> list[Answer]:
         """See `Watch`."""
-        self._watch.wait_for_answers()
+        return self._watch.wait_for_answers()
 
     def settle_failure(self, error: NanoVLLMError) -> NanoVLLMError:
         """See `Watch`."""
