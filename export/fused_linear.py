@@ -34,6 +34,7 @@ changes with anything said above, or with those three.
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from onnx import FunctionProto, helper
 
@@ -104,7 +105,7 @@ class Form:
         inputs = [rows, *self.product.inputs[1:]]
         if self.bias and self.product.takes_bias:
             inputs.append(addends.pop(0))
-        attributes = {name: Ref(name) for name in self.product.attributes}
+        attributes: dict[str, Any] = {name: Ref(name) for name in self.product.attributes}
         result = body.add(self.product.op_type, inputs, domain=domain, **attributes)
         for name in addends:
             result = body.add("Add", [result, name])
