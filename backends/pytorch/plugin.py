@@ -17,8 +17,9 @@ from nanovllm.plugins import ModelRunner, ModelRunnerPlugin, ModelSource, Verdic
 
 __all__ = ["nanovllm_model_runners"]
 
-_PRIORITY_ON_CPU = 5  # below onnxruntime's 10, whose kernels are the quicker ones on a CPU
-_PRIORITY_ON_CUDA = 15
+_PRIORITY = 5
+"""Below onnxruntime's 10, whose kernels are the quicker ones on a CPU. On CUDA, too, as long as this backend has not
+run there: nobody gets it unasked."""
 
 
 @hookimpl
@@ -28,7 +29,7 @@ def nanovllm_model_runners() -> Iterable[ModelRunnerPlugin]:
             name="torch",
             factory=_make_runner,
             can_load=_can_load,
-            priority=_PRIORITY_ON_CUDA if may_run_on_cuda() else _PRIORITY_ON_CPU,
+            priority=_PRIORITY,
             devices=("cpu", "cuda"),
             tensor_parallel=True,
             status=_torch_in_words,
@@ -38,7 +39,7 @@ def nanovllm_model_runners() -> Iterable[ModelRunnerPlugin]:
 
 def _torch_in_words() -> str:
     found = "torch is installed"
-    return _missing() or (f"{found}, and there is an NVIDIA driver" if may_run_on_cuda() else found)
+    return _missing() or (f"{found}; with an NVIDIA driver, so that it runs on CUDA" if may_run_on_cuda() else found)
 
 
 def _missing() -> str | None:

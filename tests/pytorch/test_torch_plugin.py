@@ -85,24 +85,23 @@ def test_where_both_are_installed_a_checkpoint_goes_to_onnxruntime_unless_torch_
     assert plugins.select_model_runner(source, "torch").name == "torch"
 
 
-def test_where_there_is_an_nvidia_driver_it_comes_before_onnxruntime(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_its_status_says_whether_it_runs_on_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "nvidia-smi").write_text("")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("backends.pytorch.cuda_presence.find_spec", lambda name: True)
-    for build, visible, priority in (
-        ("2.13.0", "0", 15),
-        ("2.13.0+cu130", "0", 15),
-        ("2.13.0+cpu", "0", 5),
-        ("2.13.0", "", 5),
-        ("2.13.0", "-1", 5),
+    for build, visible, on_cuda in (
+        ("2.13.0", "0", True),
+        ("2.13.0+cu130", "0", True),
+        ("2.13.0+cpu", "0", False),
+        ("2.13.0", "", False),
+        ("2.13.0", "-1", False),
     ):
         monkeypatch.setattr("backends.pytorch.cuda_presence.version", lambda name, build=build: build)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         (plugin,) = nanovllm_model_runners()
-        assert plugin.priority == priority, (build, visible)
+        assert plugin.status is not None
+        assert ("CUDA" in plugin.status()) == on_cuda, (build, visible)
 
 
 def test_compiled_chains_give_the_logits_of_plain_ones(tmp_path: Path) -> None:
