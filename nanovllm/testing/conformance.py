@@ -122,17 +122,16 @@ class ModelRunnerConformance:
     def test_steps_on_top_of_steps_that_are_not_known_yet_give_what_waiting_gives(self) -> None:
         """Every request ends at a token that the others' next step does not know of, or at a length of its own."""
         prompts, alone = self.one_at_a_time(self.greedy())
-        lengths = [1 + i % self.num_new_tokens for i in range(len(prompts))]
-        params = [
-            replace(self.greedy(), max_tokens=length)
-            if i % 2
-            else replace(self.greedy(), stop_token_ids=[ids[length - 1]])
-            for i, (ids, length) in enumerate(zip(alone, lengths, strict=True))
-        ]
-        expected = [
-            ids[:length] if i % 2 else ids[: ids.index(ids[length - 1]) + 1]
-            for i, (ids, length) in enumerate(zip(alone, lengths, strict=True))
-        ]
+        params, expected = [], []
+        for i, token_ids in enumerate(alone):
+            length = 1 + i % self.num_new_tokens
+            if i % 2:
+                params.append(replace(self.greedy(), max_tokens=length))
+            else:
+                stop = token_ids[length - 1]
+                length = token_ids.index(stop) + 1
+                params.append(replace(self.greedy(), stop_token_ids=[stop]))
+            expected.append(token_ids[:length])
         assert _tokens(self.run_engine(prompts, params)) == expected
         assert _tokens(self.run_engine(prompts, params, max_num_seqs=3, max_num_batched_tokens=16)) == expected
 
