@@ -28,9 +28,8 @@ def functions(model: onnx.ModelProto) -> set[str]:
     return {function.name for function in model.functions}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
-def test_gate_and_up_of_one_product_are_one_node_a_layer_and_no_split(tmp_path: Path, precision: str) -> None:
-    model = exported_model(tmp_path, tiny_config(), precision=precision)
+def test_gate_and_up_of_one_product_are_one_node_a_layer_and_no_split(tmp_path: Path) -> None:
+    model = exported_model(tmp_path, tiny_config(), precision="fp32")
     found = counts(model)
     assert found["GatedSilu_v1"] == NUM_LAYERS
     assert found["Split"] == NUM_LAYERS  # of query, key and value
@@ -38,8 +37,9 @@ def test_gate_and_up_of_one_product_are_one_node_a_layer_and_no_split(tmp_path: 
     assert "GatedSilu_v1" in functions(model)
 
 
-def test_an_int8_product_takes_the_node_in_and_its_body_calls_the_function(tmp_path: Path) -> None:
-    model = exported_model(tmp_path, tiny_config(), precision="int8")
+@pytest.mark.parametrize("precision", ["int8", "int8w", "int4"])
+def test_a_quantized_product_takes_the_node_in_and_its_body_calls_the_function(tmp_path: Path, precision: str) -> None:
+    model = exported_model(tmp_path, tiny_config(), precision=precision)
     assert (counts(model)["GatedSilu_v1"], counts(model)["Split"]) == (0, NUM_LAYERS)
     assert "GatedSilu_v1" in functions(model)
 

@@ -111,7 +111,8 @@ def worker_ids(parent: int | None = None, *, gone_within_s: float = 0.0) -> list
     """Ids of the ranks' processes that live, of one parent or of all. gone_within_s: waits that long for them to go."""
     deadline = time.monotonic() + gone_within_s
     while True:
-        listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+        command = ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="]  # ww: however long the interpreter's path is
+        listing = subprocess.run(command, capture_output=True, text=True, check=True)
         rows = [line.split(None, 2) for line in listing.stdout.splitlines()]
         found = [
             int(pid)
