@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 
 from backends.pytorch.cpu_attention import CPUAttention
 from backends.pytorch.decode_graphs import Capture
@@ -18,12 +19,14 @@ from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.program import Values
 from backends.pytorch.step_limits import StepLimits
 from backends.pytorch.triton_attention import TritonAttention
+from nanovllm import SamplingParams
 from nanovllm.batch import SAMPLING_ROW, Batch, LogitsEdits, SamplingBatch
 from nanovllm.checkpoint import Checkpoint
 from nanovllm.plugins import ModelRunner
 from tests.pytorch.planned_attention import PlannedAttention, planned_rotations
 
 __all__ = [
+    "ANY_PARAMS",
     "LIMITS",
     "RerunGraph",
     "Sequences",
@@ -34,6 +37,20 @@ __all__ = [
 ]
 
 LIMITS = StepLimits(max_num_seqs=9, max_num_batched_tokens=64, max_num_logits=64, max_model_len=128)
+
+ANY_PARAMS = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.0, 0.7, 1.5]),
+    top_k=st.sampled_from([0, 3]),
+    top_p=st.sampled_from([1.0, 0.8]),
+    seed=st.integers(0, 9),
+    logprobs=st.sampled_from([None, None, 2]),
+    prompt_logprobs=st.sampled_from([None, None, 1]),
+    frequency_penalty=st.sampled_from([0.0, 0.0, 0.5]),
+    max_tokens=st.integers(1, 5),
+    ignore_eos=st.just(True),
+)
+"""Whatever a device samples itself, and rows that it leaves to the host."""
 
 
 class RerunGraph:

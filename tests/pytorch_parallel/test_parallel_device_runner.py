@@ -30,6 +30,7 @@ from nanovllm.testing import (
     write_checkpoint,
 )
 from tests.pytorch.device_driver import (
+    ANY_PARAMS,
     RerunGraph,
     Sequences,
     load_device,
@@ -72,24 +73,10 @@ def test_any_requests_get_the_tokens_of_one_device(
     lens = data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=5), "prompt lengths")
     random = np.random.default_rng(data.draw(st.integers(0, 99), "seed"))
     prompts = [random.integers(0, 211, n).tolist() for n in lens]
-    params = [data.draw(PARAMS) for _ in prompts]
+    params = [data.draw(ANY_PARAMS) for _ in prompts]
     budget = data.draw(st.sampled_from([9, 17, 64]), "tokens of a step")
     results = [tokens_of(each, prompts, params, budget) for each in (alone, runner)]
     assert results[0] == results[1]
-
-
-PARAMS = st.builds(
-    SamplingParams,
-    temperature=st.sampled_from([0.0, 0.0, 0.7, 1.5]),
-    top_k=st.sampled_from([0, 3]),
-    top_p=st.sampled_from([1.0, 0.8]),
-    seed=st.integers(0, 9),
-    logprobs=st.sampled_from([None, None, 2]),
-    prompt_logprobs=st.sampled_from([None, None, 1]),
-    frequency_penalty=st.sampled_from([0.0, 0.0, 0.5]),
-    max_tokens=st.integers(1, 5),
-    ignore_eos=st.just(True),
-)
 
 
 def tokens_of(
