@@ -4,7 +4,7 @@ import argparse
 import json
 from typing import Any, get_args
 
-from nanovllm.config import KVCacheDtype
+from nanovllm.config import GenerationConfig, KVCacheDtype, SchedulingPolicy
 from nanovllm.errors import ConfigError
 from nanovllm.llm import LLM
 from nanovllm.sampling_params import RequestOutputKind, SamplingParams
@@ -18,9 +18,36 @@ _ENGINE_COUNTS = (
     ("block-size", "tokens in a block of the KV cache (default: the backend's)"),
     ("num-kv-blocks", "blocks of the KV cache (default: what the memory holds)"),
     ("kv-cache-memory-bytes", "memory of the KV cache (default: half of what is free, at most what can be used)"),
+    ("max-num-logits", "rows of logits of one step (default: 256, or twice max-num-seqs)"),
+    ("priority-aging-steps", "steps of waiting that are worth one level of priority (default: 1000)"),
     ("num-threads", "compute threads (default: the physical cores)"),
     ("tensor-parallel-size", "processes among which the model is divided (default: 1; backend torch)"),
 )
+_ENGINE_CHOICES = (
+    (
+        "kv-cache-dtype",
+        get_args(KVCacheDtype),
+        "what keys and values are kept in; the smaller, the more tokens fit (default: auto, the backend's own)",
+    ),
+    ("scheduling-policy", get_args(SchedulingPolicy), "who goes first: who came first (the default), or the urgent"),
+    (
+        "generation-config",
+        get_args(GenerationConfig),
+        "whether requests start from the model's own sampling settings (default: auto, they do)",
+    ),
+)
+_SETTINGS = (
+    "revision",
+    "tokenizer",
+    "tokenizer_backend",
+    "backend",
+    *(name.replace("-", "_") for name, *_ in (*_ENGINE_COUNTS, *_ENGINE_CHOICES)),
+    "speculative_config",
+    "async_scheduling",
+    "enable_prefix_caching",
+    "enable_chunked_prefill",
+)
+"""Fields of `EngineConfig` that an option sets as it is; None where it is not given."""
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -34,12 +61,26 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--backend", help="one that `nanovllm plugins` lists (default: the best for the model)")
     for name, text in _ENGINE_COUNTS:
         group.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    for name, choices, text in _ENGINE_CHOICES:
+        group.add_argument(f"--{name}", choices=choices, help=text)
     group.add_argument(
-        "--kv-cache-dtype",
-        choices=get_args(KVCacheDtype),
-        help="what keys and values are kept in; the smaller, the more tokens fit (default: auto, the backend's own)",
+        "--speculative-config",
+        type=_json_object,
+        metavar="JSON",
+        help='guesses at the next tokens, such as \'{"method": "ngram"}\' (default: none)',
     )
-    group.add_argument("--no-prefix-caching", action="store_true", help="compute every prompt from its start")
+    group.add_argument(
+        "--async-scheduling",
+        action=argparse.BooleanOptionalAction,
+        help="prepare a step while the one before is computed (default: where the backend can)",
+    )
+    for feature, text in (
+        ("prefix-caching", "compute every prompt from its start"),
+        ("chunked-prefill", "compute every prompt in one step"),
+    ):
+        flags = f"--no-{feature}", f"--no-enable-{feature}"
+        dest = "enable_" + feature.replace("-", "_")
+        group.add_argument(*flags, dest=dest, action="store_const", const=False, help=text)
     group.add_argument(
         "--backend-option", action="append", default=[], metavar="KEY=VALUE", help="an option of the backend's own"
     )
@@ -64,20 +105,7 @@ def load_llm(options: argparse.Namespace) -> LLM:
 
 def engine_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The fields of `EngineConfig` that the user set, but for the model."""
-    settings: dict[str, Any] = {
-        name: getattr(options, name)
-        for name in (
-            "revision",
-            "tokenizer",
-            "tokenizer_backend",
-            "backend",
-            "kv_cache_dtype",
-            *(flag.replace("-", "_") for flag, _ in _ENGINE_COUNTS),
-        )
-        if getattr(options, name) is not None
-    }
-    if options.no_prefix_caching:
-        settings["enable_prefix_caching"] = False
+    settings = {name: value for name in _SETTINGS if (value := getattr(options, name)) is not None}
     if options.backend_option:
         settings["backend_options"] = dict(_key_value(text) for text in options.backend_option)
     return settings
@@ -95,6 +123,16 @@ def sampling_params(options: argparse.Namespace, output_kind: RequestOutputKind)
         ignore_eos=options.ignore_eos,
         output_kind=output_kind,
     )
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f'{text!r} must be a JSON object, such as \'{{"method": "ngram"}}\'')
+    return value
 
 
 def _key_value(text: str) -> tuple[str, Any]:

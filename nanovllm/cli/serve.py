@@ -41,6 +41,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help=f"keys, one a line; better than --api-key, which others see in the process list. Or set {_KEYS_VARIABLE}",
     )
     add_engine_options(parser)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of requests without one (default: 0)")
     parser.set_defaults(run=_run)
 
 
@@ -81,7 +82,7 @@ def _run(options: argparse.Namespace) -> None:
         print(f"warning: whoever reaches {settings.host} may ask; give a key with --api-key-file", file=sys.stderr)
     with open_socket(settings.host, settings.port) as sock:
         print(f"loading {options.model}", file=sys.stderr)
-        llm = AsyncLLM(options.model, **engine_settings(options))
+        llm = AsyncLLM(options.model, seed=options.seed, **engine_settings(options))
         asyncio.run(run_server(llm, settings, sock))
 
 

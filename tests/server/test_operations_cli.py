@@ -6,11 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from nanovllm import LLM, SamplingParams
 from nanovllm.server.settings import ServerSettings
 
 PATIENCE_S = 60
@@ -27,6 +30,25 @@ def serve(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str
         check=False,
         env={**os.environ, "COLUMNS": "200", **variables},
     )
+
+
+@contextmanager
+def running(*options: str, **variables: str) -> "Iterator[tuple[subprocess.Popen[str], httpx2.Client]]":
+    """A server of the mock, and a client of it."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "nanovllm", "serve", *MOCK, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **variables},
+    ) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().removeprefix("listening on ").strip()
+            with httpx2.Client(base_url=url, timeout=PATIENCE_S) as client:
+                yield process, client
+        finally:
+            process.kill()
 
 
 def test_every_setting_has_an_option_with_a_help() -> None:
@@ -46,29 +68,26 @@ def test_every_setting_has_an_option_with_a_help() -> None:
 def test_it_serves_the_model_under_its_name_with_the_keys_of_a_file_and_ends_with_0(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# of the team\na-key\n\nanother\n")
-    options = (*MOCK, "--api-key-file", str(file), "--served-model-name", "my-model", "--log-format", "json")
-    with subprocess.Popen(
-        [sys.executable, "-m", "nanovllm", "serve", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "NANOVLLM_API_KEYS": "a-third, a-fourth"},
-    ) as process:
-        try:
-            assert process.stdout is not None
-            url = process.stdout.readline().removeprefix("listening on ").strip()
-            with httpx2.Client(base_url=url, timeout=PATIENCE_S) as client:
-                assert client.get("/v1/models").status_code == 401
-                for key in ("a-key", "another", "a-third", "a-fourth"):
-                    models = client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).json()
-                    assert [model["id"] for model in models["data"]] == ["my-model"]
-            process.send_signal(signal.SIGTERM)
-            _, log = process.communicate(timeout=PATIENCE_S)
-            assert process.returncode == 0
-        finally:
-            process.kill()
+    options = ("--api-key-file", str(file), "--served-model-name", "my-model", "--log-format", "json")
+    with running(*options, NANOVLLM_API_KEYS="a-third, a-fourth") as (process, client):
+        assert client.get("/v1/models").status_code == 401
+        for key in ("a-key", "another", "a-third", "a-fourth"):
+            models = client.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).json()
+            assert [model["id"] for model in models["data"]] == ["my-model"]
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=PATIENCE_S)
+        assert process.returncode == 0
     assert "a-key" not in log
     assert '"path": "/v1/models"' in log
+
+
+def test_settings_of_the_engine_reach_it() -> None:
+    params = SamplingParams(temperature=2, max_tokens=8, ignore_eos=True)
+    expected = LLM("none", backend="mock", seed=7).generate("hello", params, progress=False)[0].outputs[0].text
+    body = {"model": "mock", "prompt": "hello", "temperature": 2, "max_tokens": 8, "ignore_eos": True, "priority": 1}
+    with running("--seed", "7", "--scheduling-policy", "priority") as (_, client):
+        answer = client.post("/v1/completions", json=body).json()
+    assert answer["choices"][0]["text"] == expected
 
 
 @pytest.mark.parametrize(
