@@ -9,7 +9,7 @@ from collections.abc import Sequence as Seq
 import numpy as np
 
 from nanovllm.batch import SAMPLING_ROW, Batch, Int32Array, Int64Array, LogitsEdits, SamplingBatch
-from nanovllm.engine.scheduler import Schedule
+from nanovllm.engine.schedule import Schedule
 from nanovllm.engine.sequence import Sequence
 
 __all__ = ["build_batch"]

@@ -21,7 +21,8 @@ from nanovllm.engine.execution import Execution, StepExecutor, SubmittedStep
 from nanovllm.engine.intake import Intake
 from nanovllm.engine.lookahead import can_look_ahead, looking_ahead
 from nanovllm.engine.request import Completion, Request, read_logprobs
-from nanovllm.engine.scheduler import Schedule, Scheduler
+from nanovllm.engine.schedule import Schedule
+from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence, SequenceStatus
 from nanovllm.engine.speculation import NgramProposer
 from nanovllm.errors import NanoVLLMError, RequestError

@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 
 from nanovllm.batch import Batch, RowLogprobs, StepOutput
 from nanovllm.engine.batch_builder import build_batch
-from nanovllm.engine.scheduler import Schedule
+from nanovllm.engine.schedule import Schedule
 from nanovllm.engine.sequence import SequenceStatus
 from nanovllm.errors import BackendError, BackendLostError
 from nanovllm.plugins.interfaces import ModelRunner, PendingStep

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nanovllm.batch import LAST_SAMPLED
-from nanovllm.engine.scheduler import Schedule
+from nanovllm.engine.schedule import Schedule
 
 __all__ = ["can_look_ahead", "looking_ahead"]
 

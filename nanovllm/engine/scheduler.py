@@ -10,74 +10,25 @@ nothing about text. There is no prefill phase and no decode phase; a sequence ha
 4. waiting sequences, in the policy's order, each on top of the prefix that the cache holds of it.
 
 When a decode finds no free block, the least urgent running sequence is preempted: it gives back its blocks and waits
-to be computed again, mostly from the prefix cache. A policy is a sort key: lower is more urgent.
+to be computed again, mostly from the prefix cache.
 
 Rows of logits are bounded as well, because each is as wide as the vocabulary. One row for every sequence is always
 there; what `max_num_logits` leaves beyond that is shared by drafts and by prompts whose log-probabilities are wanted.
 """
 
 from bisect import insort
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
 
 from nanovllm.batch import StepOutput
-from nanovllm.config import EngineConfig, SchedulingPolicy
+from nanovllm.config import EngineConfig
 from nanovllm.engine.block_manager import BlockManager, PrefixMatch
+from nanovllm.engine.policies import POLICIES
+from nanovllm.engine.schedule import Schedule
 from nanovllm.engine.sequence import NO_TOKENS, Sequence, SequenceStatus
 from nanovllm.errors import NanoVLLMError
 from nanovllm.outputs import FinishReason
 
-__all__ = ["POLICIES", "Schedule", "Scheduler"]
-
-Policy = Callable[[int, int, int], tuple[int, ...]]
-"""(priority, arrival step, steps that a level of priority is worth) -> sort key; equal ones go by order of arrival."""
-
-POLICIES: dict[SchedulingPolicy, Policy] = {
-    "fcfs": lambda _priority, _step, _aging: (),
-    # Waiting makes urgent, for all alike: who comes n levels lower but n * aging steps earlier goes first. So the order
-    # of two sequences never changes, and nothing waits for ever behind what arrives later.
-    "priority": lambda priority, step, aging: (step + priority * aging,),
-}
-
-
-@dataclass(slots=True)
-class Schedule:
-    """One step's work: sequences, the number of tokens that each computes (drafts included), and how many of these,
-    counted from the last, want their logits. The first `num_decodes` compute one token and their drafts.
-
-    budget: tokens left to hand out. spare_rows: rows of logits left beyond one for each sequence.
-    released: ids of the sequences that gave up their state since the step before. is_plain: all its sequences are.
-    """
-
-    budget: int
-    spare_rows: int
-    released: list[int]
-    sequences: list[Sequence] = field(default_factory=list)
-    num_new_tokens: list[int] = field(default_factory=list)
-    num_logits: list[int] = field(default_factory=list)
-    num_decodes: int = 0
-    preempted: bool = False
-    is_plain: bool = True
-
-    def add(self, seq: Sequence, num_new_tokens: int, num_logits: int) -> None:
-        self.sequences.append(seq)
-        self.num_new_tokens.append(num_new_tokens)
-        self.num_logits.append(num_logits)
-        self.budget -= num_new_tokens
-        self.is_plain &= seq.is_plain
-
-    def part(self, indices: list[int], released: list[int]) -> "Schedule":
-        """The same work for some of the sequences."""
-        return Schedule(
-            budget=0,
-            spare_rows=0,
-            released=released,
-            sequences=[self.sequences[i] for i in indices],
-            num_new_tokens=[self.num_new_tokens[i] for i in indices],
-            num_logits=[self.num_logits[i] for i in indices],
-            is_plain=self.is_plain,
-        )
+__all__ = ["Scheduler"]
 
 
 class Scheduler:

@@ -15,7 +15,8 @@ from backends.mock.runner import MockRunner, next_token
 from nanovllm import EngineConfig, FinishReason, SamplingParams
 from nanovllm.engine.batch_builder import build_batch
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.scheduler import Schedule, Scheduler
+from nanovllm.engine.schedule import Schedule
+from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.sequence import Sequence, SequenceStatus
 
 VOCAB_SIZE = 7  # small, so that end-of-sequence is sampled often
