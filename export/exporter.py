@@ -16,9 +16,10 @@ from export.folder import MODEL_FILE, new_folder
 from export.graph import OnnxGraph, build_graph
 from export.model_facts import TOKENIZER_FILES, make_model_info, package_version
 from export.precision import PRECISIONS, PrecisionPlan, parse_keep
-from nanovllm.architectures import ArchitectureError, Decoder, UnknownArchitectureError, decoder_from_config
+from nanovllm.architectures import Decoder
 from nanovllm.checkpoint import CONFIG_FILE, GENERATION_CONFIG_FILE, Checkpoint, resolve_model
-from nanovllm.errors import CheckpointError, ConfigError, ExportError, UnsupportedModelError
+from nanovllm.checkpoint_decoder import read_decoder
+from nanovllm.errors import ConfigError, ExportError
 from nanovllm.model_info import MODEL_INFO_FILE, ModelInfo, WeightsFile
 from nanovllm.random_weights import RandomCheckpoint, random_checkpoint
 from nanovllm.resources import peak_memory_bytes
@@ -92,7 +93,7 @@ def export_model(
         checkpoint: Checkpoint = random_checkpoint(model, seed)
     else:
         checkpoint = Checkpoint(_checkpoint_folder(model, revision))
-    decoder = _decoder(checkpoint, max_model_len)
+    decoder = read_decoder(checkpoint, max_model_len)
     max_model_len = _max_model_len(max_model_len, decoder.geometry.max_model_len)
     graph = build_graph(
         decoder,
@@ -161,16 +162,6 @@ def _checkpoint_folder(model: str | Path, revision: str | None) -> Path:
     if (folder / MODEL_INFO_FILE).is_file() and not (folder / CONFIG_FILE).is_file():
         raise ExportError(f"{folder} is an exported model already. Give the checkpoint that it was made from.")
     return folder
-
-
-def _decoder(checkpoint: Checkpoint, max_model_len: int | None) -> Decoder:
-    path = checkpoint.folder / CONFIG_FILE
-    try:
-        return decoder_from_config(checkpoint.config, max_model_len=max_model_len, tensor_names=checkpoint.tensors)
-    except UnknownArchitectureError as error:
-        raise UnsupportedModelError(f"{path}: {error}") from error
-    except ArchitectureError as error:
-        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _max_model_len(wanted: int | None, longest: int) -> int:

@@ -1,13 +1,15 @@
 """model_info.json of an export, drawn from the checkpoint's configs, the decoder's sizes and the graph."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from export.graph import OnnxGraph
 from nanovllm.architectures import Geometry, Rope
-from nanovllm.checkpoint import Checkpoint, generation_defaults, special_token_ids
+from nanovllm.checkpoint import Checkpoint
+from nanovllm.checkpoint_decoder import checkpoint_info
 from nanovllm.model_info import KVCacheInfo, ModelInfo, WeightsFile
 
 __all__ = ["TOKENIZER_FILES", "make_model_info", "package_version"]
@@ -32,23 +34,12 @@ def make_model_info(
     quantization: Mapping[str, Any] | None = None,
 ) -> ModelInfo:
     """Raises `CheckpointError` where a token id of the configs is not one."""
-    return ModelInfo(
-        model_name=name,
-        model_type=geometry.model_type,
-        vocab_size=geometry.vocab_size,
-        eos_token_ids=special_token_ids(checkpoint, "eos_token_id"),
-        bos_token_id=next(iter(special_token_ids(checkpoint, "bos_token_id")), None),
-        pad_token_id=next(iter(special_token_ids(checkpoint, "pad_token_id")), None),
-        hidden_size=geometry.hidden_size,
-        num_layers=geometry.num_layers,
-        num_heads=geometry.num_heads,
-        num_kv_heads=geometry.num_kv_heads,
-        head_dim=geometry.head_dim,
+    return replace(
+        checkpoint_info(checkpoint, geometry, name),
         max_model_len=max_model_len,
         rope={} if geometry.rope is None else _rope(geometry.rope, checkpoint.config),
         kv_cache=KVCacheInfo(block_size=block_size),
         quantization=quantization,
-        generation_defaults=generation_defaults(checkpoint),
         inputs=graph.inputs,
         outputs=graph.outputs,
         tokenizer_files=tuple(file for file in TOKENIZER_FILES if (checkpoint.folder / file).is_file()),

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from nanovllm.errors import ConfigError
 
-__all__ = ["EngineConfig", "GenerationConfig", "KVCacheDtype", "SchedulingPolicy", "SpeculativeConfig"]
+__all__ = ["EngineConfig", "GenerationConfig", "KVCacheDtype", "SchedulingPolicy", "SpeculativeConfig", "check_keys"]
 
 SchedulingPolicy = Literal["fcfs", "priority"]
 GenerationConfig = Literal["auto", "none"]
@@ -53,7 +53,7 @@ class SpeculativeConfig:
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "SpeculativeConfig":
         """As the constructor, but an unknown key raises `ConfigError` with the nearest known one."""
-        _check_keys("speculative_config has the unknown option", options, cls)
+        check_keys(options, cls, of="speculative_config")
         return cls(**options)
 
 
@@ -166,7 +166,7 @@ class EngineConfig:
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "EngineConfig":
         """As the constructor, from plain values; an unknown key raises `ConfigError` with the nearest known one."""
-        _check_keys("unknown engine option", options, cls)
+        check_keys(options, cls, of="the engine")
         speculative = options.get("speculative_config")
         if isinstance(speculative, Mapping):
             options = {**options, "speculative_config": SpeculativeConfig.from_options(speculative)}
@@ -183,13 +183,15 @@ _OPTIONAL_COUNTS = (
 )
 
 
-def _check_keys(what: str, options: Mapping[str, Any], record: type) -> None:
+def check_keys(options: Mapping[str, Any], record: type, *, of: str) -> None:
+    """Raises `ConfigError`, with the nearest known one, for a key of options that is no field of the dataclass. For
+    backends as well. of: whose options these are, such as "backend 'torch'"."""
     known = [f.name for f in fields(record)]
     for key in options:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else f" Known options: {', '.join(known)}."
-            raise ConfigError(f"{what} {key!r}.{hint}")
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known options: {', '.join(known)}."
+            raise ConfigError(f"unknown option {key!r} of {of}. {hint}")
 
 
 def _check_count(name: str, value: object) -> None:

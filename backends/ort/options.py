@@ -1,10 +1,10 @@
 """Options of this backend: `EngineConfig.backend_options`, checked."""
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
+from nanovllm.config import check_keys
 from nanovllm.errors import ConfigError
 
 __all__ = ["OrtOptions"]
@@ -21,12 +21,8 @@ class OrtOptions:
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "OrtOptions":
         """Raises `ConfigError` for an unknown key or a value of the wrong type."""
-        known = [field.name for field in fields(cls)]
+        check_keys(options, cls, of="backend 'onnxruntime'")
         for key, value in options.items():
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
-                raise ConfigError(f"unknown option {key!r} of backend 'onnxruntime'. {hint}")
             kind, said = (str, "a file's name") if key == "model_file" else (bool, "True or False")
             if not isinstance(value, kind):
                 raise ConfigError(f"option {key!r} of backend 'onnxruntime' is {value!r}; it must be {said}.")

@@ -28,19 +28,12 @@ from backends.pytorch.step_tensors import StepTensors
 from backends.pytorch.triton_attention import PairRotations, TritonAttention
 from backends.pytorch.triton_kernels.device_code import device_code
 from backends.pytorch.weights import Weights
-from nanovllm.architectures import (
-    ArchitectureError,
-    Decoder,
-    Geometry,
-    Rope,
-    UnknownArchitectureError,
-    decoder_from_config,
-)
-from nanovllm.checkpoint import CONFIG_FILE, Checkpoint
+from nanovllm.architectures import Geometry, Rope
+from nanovllm.checkpoint import Checkpoint
+from nanovllm.checkpoint_decoder import read_decoder
 from nanovllm.config import EngineConfig
-from nanovllm.errors import CheckpointError, UnsupportedModelError
 
-__all__ = ["DeviceParts", "load_device_runner", "load_runner", "read_decoder"]
+__all__ = ["DeviceParts", "load_device_runner", "load_runner"]
 
 _MAKE_LINEAR: dict[str | None, MakeLinear] = {None: make_linear, "int8": make_int8_linear, "int4": make_int4_linear}
 
@@ -156,14 +149,3 @@ def _cuda_parts(device: torch.device, options: TorchOptions) -> DeviceParts:
         memory=CUDAMemory(device, options.gpu_memory_utilization or DEFAULT_UTILIZATION),
         fuse=compiled if options.torch_compile else unfused,
     )
-
-
-def read_decoder(checkpoint: Checkpoint, max_model_len: int | None) -> Decoder:
-    """What config.json describes. Raises `UnsupportedModelError` or `CheckpointError`."""
-    path = checkpoint.folder / CONFIG_FILE
-    try:
-        return decoder_from_config(checkpoint.config, max_model_len=max_model_len, tensor_names=checkpoint.tensors)
-    except UnknownArchitectureError as error:
-        raise UnsupportedModelError(f"{path}: {error}") from error
-    except ArchitectureError as error:
-        raise CheckpointError(f"{path}: {error}") from error

@@ -1,11 +1,11 @@
 """Options of this backend: `EngineConfig.backend_options`, checked."""
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
+from nanovllm.config import check_keys
 from nanovllm.errors import ConfigError
 
 __all__ = ["TorchOptions"]
@@ -33,12 +33,8 @@ class TorchOptions:
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "TorchOptions":
         """Raises `ConfigError` for an unknown key or value."""
-        known = [field.name for field in fields(cls)]
+        check_keys(options, cls, of="backend 'torch'")
         for key, value in options.items():
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
-                raise ConfigError(f"unknown option {key!r} of backend 'torch'. {hint}")
             allowed, is_allowed = _RULES[key]
             if not is_allowed(value):
                 raise ConfigError(f"option {key!r} of backend 'torch' is {value!r}; allowed: {allowed}.")

@@ -276,7 +276,7 @@ def test_an_unreadable_chat_template_is_refused_by_the_name_of_its_file(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_num_seq": 3}, ["unknown engine option 'max_num_seq'", "Did you mean 'max_num_seqs'"]),
+        ({"max_num_seq": 3}, ["unknown option 'max_num_seq' of the engine", "Did you mean 'max_num_seqs'"]),
         ({"max_num_seqs": 0}, ["max_num_seqs is 0", "at least 1"]),
         ({"max_model_len": "long"}, ["max_model_len is 'long'", "integer"]),
         ({"max_model_len": 1}, ["max_model_len is 1", "at least 2"]),

@@ -81,7 +81,7 @@ def test_a_graph_that_is_not_the_described_one_is_refused(folder: Path) -> None:
 def test_unknown_options_are_refused_with_the_nearest_known(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown option 'intra_op_spining'.*Did you mean 'intra_op_spinning'"):
         load_runner(folder, intra_op_spining=True)
-    with pytest.raises(ConfigError, match="Known: intra_op_spinning"):
+    with pytest.raises(ConfigError, match="Known options: intra_op_spinning"):
         load_runner(folder, provider="cuda")
     with pytest.raises(ConfigError, match="must be True or False"):
         load_runner(folder, intra_op_spinning=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from backends.pytorch.device_runner import DeviceRunner
-from backends.pytorch.load import load_runner, read_decoder
+from backends.pytorch.load import load_runner
 from backends.pytorch.options import TorchOptions
 from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.parallel.device_runner import ParallelDeviceRunner
@@ -20,6 +20,7 @@ from backends.pytorch.plugin import nanovllm_model_runners
 from backends.pytorch.runner import TorchRunner
 from backends.pytorch.step_limits import StepLimits
 from nanovllm.checkpoint import Checkpoint
+from nanovllm.checkpoint_decoder import read_decoder
 from nanovllm.config import EngineConfig
 from nanovllm.plugins import LogitsModelRunner, ModelSource
 from tests.pytorch.device_driver import load_device

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from backends.pytorch.cpu_attention import CPUAttention
 from backends.pytorch.linear import LinearLayer, make_linear
-from backends.pytorch.load import read_decoder
 from backends.pytorch.ops import record
 from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.parallel.division import Rank, column_part, geometry_part, row_part
@@ -18,6 +17,7 @@ from backends.pytorch.parallel.group_collective import GroupCollective
 from backends.pytorch.weights import Weights
 from nanovllm.architectures import Linear, Shard, Stored, Weight
 from nanovllm.checkpoint import Checkpoint
+from nanovllm.checkpoint_decoder import read_decoder
 from nanovllm.errors import ConfigError
 from nanovllm.random_weights import RandomCheckpoint
 from nanovllm.testing import tiny_config, write_checkpoint

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from backends.pytorch.device_runner import DeviceRunner
 from backends.pytorch.devices import choose_device, num_cuda_devices
-from backends.pytorch.load import load_runner, read_decoder
+from backends.pytorch.load import load_runner
 from backends.pytorch.options import TorchOptions
 from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.parallel.device_runner import ParallelDeviceRunner
@@ -24,6 +24,7 @@ from backends.pytorch.parallel.workers import Workers
 from backends.pytorch.step_limits import StepLimits
 from nanovllm.architectures import Geometry
 from nanovllm.checkpoint import Checkpoint
+from nanovllm.checkpoint_decoder import read_decoder
 from nanovllm.errors import BackendError, ConfigError
 
 __all__ = ["load_parallel_runner", "start_ranks"]
