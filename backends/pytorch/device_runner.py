@@ -112,7 +112,8 @@ class DeviceRunner(TorchRunner):
     def warm_up(self) -> None:
         """Captures all graphs, the largest first, whose memory the others share, and compiles what prompts need. All
         ranks have to do so at once."""
-        for length in _PROMPT_LENS if self._memory is not None else ():
+        prompt_lens = {min(length, self._limits.max_model_len) for length in _PROMPT_LENS}
+        for length in sorted(prompt_lens) if self._memory is not None else ():
             with self._failures(length):
                 self._run_body(prompt_step(length, self._table_width))
         sizes = [] if self._graphs is None else self._graphs.sizes

@@ -125,7 +125,8 @@ class _Stage:
     """Words on the host, pinned where there is a device to send them to, and the event of their last copy."""
 
     def __init__(self, num_words: int, device: torch.device) -> None:
-        self._words = on_host((num_words,), torch.int32, device).zero_()
+        self._words = on_host((num_words,), torch.int32, device)
+        self._words.numpy().fill(0)
         self._event: StepEvent = make_event(device)
 
     def send(self, arrays: Arrays, shape: StepShape, to: Tensor) -> None:

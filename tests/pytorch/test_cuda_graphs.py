@@ -1,4 +1,4 @@
-"""How graphs are captured: on one stream of their own, into one pool while any of them lives, and into another one then.
+"""How graphs are captured: on one stream of their own, into one pool as long as any of them lives, then into another.
 
 torch.cuda is stood in for, with the rules of its allocator that captures have to keep.
 """

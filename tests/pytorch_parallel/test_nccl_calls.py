@@ -14,8 +14,8 @@ from backends.pytorch.parallel.nccl_collective import NcclCollective
 
 
 class QueueingGroup:
-    """Stands in for torch's group of NCCL, as the only rank: it queues and returns None, as torch does from 2.8 on where
-    `asyncOp` is False."""
+    """Stands in for torch's group of NCCL, as the only rank. It queues and returns None, as torch does from 2.8 on
+    where `asyncOp` is False."""
 
     class Options:
         _timeout: Any = None
