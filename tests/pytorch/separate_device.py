@@ -1,81 +1,40 @@
-"""A program: steps of device runners on a device that is not there, whose tensors have sizes and places but no numbers.
+"""A program: steps of device runners on a device that is not there (`far_device`).
 
     python separate_device.py DTYPE FOLDER ...      of checkpoints
 
-Whatever needs a number on the host raises, and so does an operation on tensors of both; the launching of the kernels
-runs up to where Triton would come in, which is not needed. What a graph will capture is watched operation by
-operation. One line a checkpoint is printed, as JSON: how many operations of torch run inside of the graph of a decode
-step and how many are queued beside it, and all launches of kernels. A process of its own, since torch keeps the
-device's type for good.
+Steps run up to what they send to the host, under watch: nothing may need a number or mix memory of host and device, but
+for the copy that brings the step, and what a graph captures must be such that it can. One line a checkpoint is printed,
+as JSON: how many operations of torch run inside of the graph of a decode step and how many are queued beside it, and
+all launches of kernels.
 """
 
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from backends.pytorch.device_runner import DeviceRunner
 from backends.pytorch.load import DeviceParts, load_device_runner
 from backends.pytorch.program import Values
 from backends.pytorch.triton_attention import TritonAttention
-from backends.pytorch.triton_kernels.device_code import DeviceCode
 from nanovllm.batch import Batch, LogitsEdits
 from nanovllm.checkpoint import Checkpoint
 from tests.pytorch.device_driver import LIMITS, Sequences, sampling_row
+from tests.pytorch.far_device import FAR, far_device, places_of
 
-NAME = "far"
-FAR = NAME, 0
 NEEDS_A_NUMBER = {
     "_local_scalar_dense", "_unique2", "bincount", "equal", "is_nonzero", "item", "masked_select", "multinomial",
     "nonzero", "randperm", "unique_consecutive", "unique_dim",
 }  # fmt: skip
 """Operations that wait for the device, or draw random numbers where the host counts them."""
-
-
-class Backend:
-    """What torch asks a kind of device for. As long as it is not available, torch makes no memory there."""
-
-    def is_available(self) -> bool:
-        return False
-
-    def current_device(self) -> int:
-        return 0
-
-    def device_count(self) -> int:
-        return 1
-
-
-class Kernel:
-    """Takes the launches of a kernel."""
-
-    num_launches = 0
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        assert all(type(size) is int and size > 0 for size in grid), grid
-        return self._launch
-
-    def _launch(self, *arguments: object, **constants: object) -> None:
-        Kernel.num_launches += 1
-        assert places_of(arguments) == {FAR}
-        assert not any(isinstance(constant, Tensor) for constant in constants.values())
-
-
-def places_of(values: Iterable[object]) -> set[tuple[str, int | None]]:
-    """Where tensors lie; numbers that torch wraps as tensors of the host go to a device with the launch."""
-    tensors = [value for value in tree_leaves(values) if isinstance(value, Tensor)]
-    return {(x.device.type, x.device.index) for x in tensors if x.device.type != "cpu" or x.dim()}
 
 
 def has_mask(values: Iterable[object]) -> bool:
@@ -122,32 +81,6 @@ class WatchedGraph:
         return self._values
 
 
-class Received:
-    """Stands in for an `Arrival`: zeros, of the sizes of what was sent: token ids, and logits of other rows."""
-
-    def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
-        assert places_of(tensors) == {FAR}
-        assert [x.dtype for x in tensors] == [torch.int64, torch.float32]
-        self._arrays = [np.zeros(x.shape, str(x.dtype).removeprefix("torch.")) for x in tensors]
-
-    def wait(self) -> list[np.ndarray[Any, Any]]:
-        return self._arrays
-
-
-class HostMemory:
-    """Stands in for what `on_host` gives, where numbers are written."""
-
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
-        self._array = np.empty(shape, str(dtype).removeprefix("torch."))
-
-    def numpy(self) -> np.ndarray[Any, Any]:
-        return self._array
-
-    def __getitem__(self, span: slice) -> Tensor:
-        with unset_fake_temporarily():
-            return torch.from_numpy(self._array[span])
-
-
 def submit(runner: DeviceRunner, batch: Batch, *, kept: Sequence[str] = ()) -> int:
     """How many operations a step queues beside its graph. kept: such as bring over what the host sampled before."""
     with Watch() as watch:
@@ -156,9 +89,8 @@ def submit(runner: DeviceRunner, batch: Batch, *, kept: Sequence[str] = ()) -> i
     return watch.num_operations
 
 
-def run(folder: Path, dtype: str) -> dict[str, object]:
+def run(folder: Path, dtype: str, device: torch.device) -> dict[str, int]:
     parts = DeviceParts(make_attention=partial(TritonAttention, num_processors=132), capture=WatchedGraph)
-    device = torch.device(*FAR)
     runner = load_device_runner(Checkpoint(folder), device, parts, name="model", dtype=dtype, limits=LIMITS)
     rows = [
         sampling_row(),
@@ -175,23 +107,16 @@ def run(folder: Path, dtype: str) -> dict[str, object]:
     submit(runner, steps.step({0: [-1]}), kept=["to", "to"])
     num_beside = submit(runner, steps.step({0: [-1]}))
     runner.close()
-    counts = {"in_graph": WatchedGraph.num_operations, "launches": Kernel.num_launches, "beside": num_beside}
-    return {"model": folder.name, **counts}
+    return {"in_graph": WatchedGraph.num_operations, "beside": num_beside}
 
 
 def main() -> None:
-    _setup_privateuseone_for_python_backend(NAME, backend_module=Backend())
-    kernels = DeviceCode(Kernel(), Kernel(), Kernel())
-    with pytest.MonkeyPatch.context() as patch:
-        for launcher in ("kv_store", "paged_attention"):
-            module = import_module(f"backends.pytorch.triton_kernels.{launcher}")
-            patch.setattr(module, "device_code", lambda: kernels)
-        patch.setattr("backends.pytorch.step_tensors.on_host", HostMemory)
-        patch.setattr("backends.pytorch.device_runner.Arrival", Received)
-        dtype, *folders = sys.argv[1:]
+    dtype, *folders = sys.argv[1:]
+    with far_device() as (device, kernels):
         for folder in map(Path, folders):
-            with FakeTensorMode(allow_non_fake_inputs=True):
-                print(json.dumps(run(folder, dtype)), flush=True)
+            counts = run(folder, dtype, device)
+            num_launches = sum(kernel.num_launches for kernel in kernels)
+            print(json.dumps({"model": folder.name, "launches": num_launches, **counts}), flush=True)
 
 
 if __name__ == "__main__":
