@@ -31,13 +31,13 @@ class CUDAGraphs:
     def __call__(self, compute: Callable[[], Values]) -> "_CUDAGraph":
         """Runs `compute` once as it is, which compiles kernels and takes workspaces, and once to capture it."""
         with torch.cuda.device(self._device):
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
+            before, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+            self._stream.wait_stream(before)
+            with torch.cuda.stream(self._stream):  # around the capture too, which does not go back where it fails
                 compute()
-            torch.cuda.current_stream().wait_stream(self._stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool(), stream=self._stream, capture_error_mode="thread_local"):
-                values = compute()
+                with torch.cuda.graph(graph, pool=self._pool(), stream=self._stream, capture_error_mode="thread_local"):
+                    values = compute()
+            before.wait_stream(self._stream)
         captured = _CUDAGraph(graph, values)
         self._newest = weakref.ref(captured)
         return captured

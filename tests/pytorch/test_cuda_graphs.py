@@ -38,8 +38,10 @@ class Device:
     @contextmanager
     def stream(self, stream: Any) -> Iterator[None]:
         before, self.current = self.current, stream
-        yield
-        self.current = before
+        try:
+            yield
+        finally:
+            self.current = before
 
     @contextmanager
     def device(self, device: torch.device) -> Iterator[None]:
@@ -59,9 +61,9 @@ class Device:
         assert self.num_graphs.get(pool, 1) > 0, "use_count > 0 INTERNAL ASSERT FAILED"
         self.num_graphs[pool] = self.num_graphs.get(pool, 0) + 1
         graph.number, self.capturing = pool, pool
-        with self.stream(stream):
-            yield
-        self.capturing = None
+        before, self.current = self.current, stream
+        yield  # where it fails, torch ends the capture by another error, before it goes back to the stream of before
+        self.current, self.capturing = before, None
 
     def multiply(self) -> Values:
         """A product, whose workspace lies where it was first needed on a stream."""
@@ -114,6 +116,19 @@ def test_graphs_that_live_share_a_pool_and_one_that_has_ended_is_not_named_again
             assert sum(count > 0 for count in device.num_graphs.values()) == bool(sizes), "they share a pool"
             graphs.clear()
             assert sum(device.num_graphs.values()) == 0
+
+
+def test_a_capture_that_fails_leaves_later_steps_on_the_stream_of_earlier_ones() -> None:
+    with device_and_graphs() as (device, graphs):
+
+        def fail() -> Values:
+            if device.capturing is not None:
+                raise RuntimeError("operation not permitted when stream is capturing")
+            return {}
+
+        with pytest.raises(RuntimeError, match="not permitted"):
+            graphs.run(1, fail)
+        assert device.current == "default"
 
 
 def test_what_is_captured_ran_before_on_the_same_stream_so_that_no_workspace_lies_in_the_pool() -> None:
