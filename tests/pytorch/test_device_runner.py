@@ -222,9 +222,10 @@ class TestKVMemory:
     """How much is left for the KV cache, with a device that the test invents."""
 
     class Memory:
-        """10,000 bytes, of which others have 1,000; each run takes 700 more."""
+        """10,000 bytes, of which the model has 1,000; each run takes 700 more."""
 
         utilization = 0.8
+        others_bytes = 0
 
         def __init__(self) -> None:
             self.num_runs = 0
