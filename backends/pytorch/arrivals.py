@@ -1,4 +1,4 @@
-"""Waiting for a device: events, and copies to the host that are under way.
+"""Waiting for a device: events, and memory of the host that copies go to and come from without anybody waiting.
 
 The one place, beside the graphs and the memory, where kinds of devices differ: on a CPU everything has happened by the
 time a call returns, so events there are empty.
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["Arrival", "StepEvent", "as_current", "make_event"]
+__all__ = ["Arrival", "StepEvent", "as_current", "make_event", "on_host", "wait_for"]
 
 
 class StepEvent(Protocol):
@@ -43,14 +43,23 @@ def as_current(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
+def wait_for(device: torch.device) -> None:
+    """Until it has done all that is queued. Raises RuntimeError where it failed."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def on_host(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory of the host, not filled, that the device copies to and from on its own: pinned, where there is one."""
+    return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+
+
 class Arrival:
     """Copies of `tensors` on their way to the host; they may be overwritten on the device once this is made."""
 
     def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
-        is_cuda = device.type == "cuda"
         self._copies = [
-            torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=is_cuda).copy_(tensor, non_blocking=True)
-            for tensor in tensors
+            on_host(tensor.shape, tensor.dtype, device).copy_(tensor, non_blocking=True) for tensor in tensors
         ]
         self._event = make_event(device)
         self._event.record()

@@ -15,9 +15,11 @@ DEFAULT_UTILIZATION = 0.9  # as in vLLM
 
 
 class DeviceMemory(Protocol):
-    """The memory of one device, all in bytes. utilization: the share of it that may be used."""
+    """The memory of one device, all in bytes. utilization: the share of it that may be used. others_bytes: what was
+    taken before anything of the model was, by other programs and in this one."""
 
     utilization: float
+    others_bytes: int
 
     def total_and_free(self) -> tuple[int, int]:
         """The device's memory, and what of it neither we nor others have taken."""
@@ -27,18 +29,22 @@ class DeviceMemory(Protocol):
 
 
 def kv_cache_bytes(memory: DeviceMemory, *runs: Callable[[], object]) -> int:
-    """What is left of the granted share when each of `runs` has memory of its own, which it keeps."""
+    """What is left of the granted share when each of `runs` has memory of its own, which it keeps; no more than is
+    there. As in vLLM the share is this model's alone, so that two can have half of a device each."""
     needed = sum(memory.peak_bytes(run) for run in runs)
     total, free = memory.total_and_free()
-    return max(0, int(total * memory.utilization) - (total - free) - needed)
+    taken = total - free - memory.others_bytes
+    return max(0, min(int(total * memory.utilization) - taken, free) - needed)
 
 
 class CUDAMemory:
-    """`DeviceMemory` as the driver and torch's allocator tell it."""
+    """`DeviceMemory` as the driver and torch's allocator tell it; made before the model is loaded."""
 
     def __init__(self, device: torch.device, utilization: float) -> None:
         self.utilization = utilization
         self._device = device
+        total, free = self.total_and_free()
+        self.others_bytes = total - free
 
     def total_and_free(self) -> tuple[int, int]:
         torch.cuda.synchronize(self._device)

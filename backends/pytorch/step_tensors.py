@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from backends.pytorch.arrivals import StepEvent, make_event
+from backends.pytorch.arrivals import StepEvent, make_event, on_host
 
 __all__ = ["StepBuffers", "StepShape", "StepTensors"]
 
@@ -125,7 +125,8 @@ class _Stage:
     """Words on the host, pinned where there is a device to send them to, and the event of their last copy."""
 
     def __init__(self, num_words: int, device: torch.device) -> None:
-        self._words = torch.zeros(num_words, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self._words = on_host((num_words,), torch.int32, device)
+        self._words.numpy().fill(0)
         self._event: StepEvent = make_event(device)
 
     def send(self, arrays: Arrays, shape: StepShape, to: Tensor) -> None:

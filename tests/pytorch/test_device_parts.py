@@ -120,8 +120,9 @@ def test_graphs_come_in_the_sizes_of_small_batches_and_multiples_of_eight() -> N
 class Memory:
     """A device of 1,000 bytes."""
 
-    def __init__(self, utilization: float, free: int) -> None:
+    def __init__(self, utilization: float, others_bytes: int, free: int) -> None:
         self.utilization = utilization
+        self.others_bytes = others_bytes
         self.free = free
 
     def total_and_free(self) -> tuple[int, int]:
@@ -131,11 +132,25 @@ class Memory:
         return int(str(run()))
 
 
-@given(utilization=st.floats(0.1, 1), free=st.integers(0, 1000), needs=st.lists(st.integers(0, 400), max_size=3))
-def test_cache_weights_and_steps_together_stay_within_the_share(
-    utilization: float, free: int, needs: list[int]
+@given(
+    utilization=st.floats(0.1, 1),
+    others=st.integers(0, 600),
+    weights=st.integers(0, 400),
+    needs=st.lists(st.integers(0, 400), max_size=3),
+)
+def test_cache_weights_and_steps_together_stay_within_the_share_and_within_what_is_there(
+    utilization: float, others: int, weights: int, needs: list[int]
 ) -> None:
-    num_bytes = kv_cache_bytes(Memory(utilization, free), *(lambda n=n: n for n in needs))
-    taken = 1000 - free + sum(needs)
+    free = 1000 - others - weights
+    num_bytes = kv_cache_bytes(Memory(utilization, others, free), *(lambda n=n: n for n in needs))
+    taken = weights + sum(needs)
     assert num_bytes == 0 or num_bytes + taken <= 1000 * utilization
-    assert num_bytes >= 1000 * utilization - taken - 1
+    assert num_bytes == 0 or num_bytes + sum(needs) <= free
+    assert num_bytes >= min(1000 * utilization - weights - 1, free) - sum(needs), "less than there might be"
+
+
+def test_two_models_have_the_shares_of_a_device_that_each_was_granted() -> None:
+    first = kv_cache_bytes(Memory(0.45, 20, 1000 - 20 - 100), lambda: 50)
+    assert first == 450 - 100 - 50
+    second = kv_cache_bytes(Memory(0.45, 20 + 450, 1000 - 20 - 450 - 100), lambda: 50)
+    assert second == first

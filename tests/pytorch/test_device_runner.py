@@ -38,6 +38,9 @@ from nanovllm.testing import (
     tiny_config,
     write_checkpoint,
 )
+from tests.architectures.family_configs import CASES
+
+GPT2 = next(case.config for case in CASES if case.name == "gpt2")
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +222,10 @@ class TestKVMemory:
     """How much is left for the KV cache, with a device that the test invents."""
 
     class Memory:
-        """10,000 bytes, of which others have 1,000; each run takes 700 more."""
+        """10,000 bytes, of which the model has 1,000; each run takes 700 more."""
 
         utilization = 0.8
+        others_bytes = 0
 
         def __init__(self) -> None:
             self.num_runs = 0
@@ -252,6 +256,13 @@ class TestKVMemory:
         expected = min(bytes_left // runner.kv_bytes_per_block(32), 9 * 4)
         assert engine.stats().num_kv_blocks == expected
         engine.close()
+
+    def test_a_model_of_short_sequences_is_warmed_up_with_no_longer_ones(self, tmp_path: Path) -> None:
+        """Positions have a table here; on a CUDA device, to read past it would end the process's use of the device."""
+        folder = write_checkpoint(tmp_path / "model", {**GPT2, "n_positions": 20})
+        runner = load_device(folder, memory=self.Memory(), limits=replace(LIMITS, max_model_len=20))
+        runner.allocate_kv_cache(4, 8)
+        assert np.isfinite(teacher_forced_logits(runner, list(range(20)), block_size=8)).all()
 
     def test_where_nobody_knows_the_device_the_engine_decides(self, runner: DeviceRunner) -> None:
         assert runner.kv_memory_bytes() is None

@@ -1,82 +1,59 @@
-"""On torch's meta device, whose tensors have shapes and no numbers, a step runs up to what it sends to the host: so
-nothing in it waits for a device's values, and nothing mixes memory of host and device."""
+"""Steps run up to what they send to the host on a device that is not there (`far_device.py`): so nothing in them waits
+for a device's numbers or mixes memory of host and device, and what graphs capture can be captured."""
 
-from collections.abc import Sequence
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from device_driver import LIMITS, RerunGraph, Sequences, sampling_row
-from torch import Tensor
 
-from backends.pytorch.load import DeviceParts, load_device_runner
-from backends.pytorch.step_tensors import StepTensors
-from backends.pytorch.triton_attention import PairRotation
-from nanovllm.architectures import AttentionSpec
-from nanovllm.batch import LogitsEdits
-from nanovllm.checkpoint import Checkpoint
 from nanovllm.testing import tiny_config, write_checkpoint
+from tests.architectures.family_configs import CASES
 
-META = torch.device("meta")
+ROOT = Path(__file__).parents[2]
+STATIC = {case.name: case.config for case in CASES if "moe" not in case.name}
+"""Families but for mixtures of experts, for which the host has to know how many tokens each expert gets."""
 
-
-class ShapesOfAttention:
-    """Checks what attention is given and gives the query back."""
-
-    def __init__(self, *arguments: object) -> None:
-        self.is_allocated = False
-
-    def allocate(self, num_blocks: int, block_size: int) -> None:
-        self.is_allocated = True
-
-    def free(self) -> None:
-        self.is_allocated = False
-
-    def plan(self, step: StepTensors) -> StepTensors:
-        return step
-
-    def attend(
-        self, plan: StepTensors, spec: AttentionSpec, rotation: PairRotation, query: Tensor, key: Tensor, value: Tensor
-    ) -> Tensor:
-        given = [query, key, value, rotation.cos, rotation.sin, plan.slot_mapping, plan.block_tables]
-        assert {tensor.device for tensor in given} == {META}
-        assert query.stride(1) == key.stride(1) == value.stride(1) == 1
-        return query
+MOST_BESIDE = 40
 
 
-class KeptArrival:
-    """Keeps what is sent to the host."""
-
-    tensors: Sequence[Tensor] = ()
-
-    def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
-        KeptArrival.tensors = tensors
-
-
-@pytest.mark.parametrize("capture", [None, RerunGraph])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_up_to_its_results_a_step_reads_nothing_back(
-    tmp_path: Path, dtype: str, capture: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("dtype", "configs"),
+    [("bfloat16", STATIC), ("float32", {"few": tiny_config(), "many": tiny_config(num_hidden_layers=5)})],
+    ids=["families in bfloat16", "depths in float32"],
+)
+def test_up_to_its_results_a_step_reads_nothing_back_and_a_graph_can_hold_its_body(
+    tmp_path: Path, dtype: str, configs: dict[str, dict[str, object]]
 ) -> None:
-    monkeypatch.setattr("backends.pytorch.device_runner.Arrival", KeptArrival)
-    folder = write_checkpoint(tmp_path / "model", tiny_config(model_type="qwen3"))
-    parts = DeviceParts(make_attention=ShapesOfAttention, capture=capture)
-    runner = load_device_runner(Checkpoint(folder), META, parts, name="model", dtype=dtype, limits=LIMITS)
-    rows = [
-        sampling_row(),
-        sampling_row(temperature=1, top_p=0.9, min_p=0.1),
-        sampling_row(temperature=1, top_k=5, top_p=0.9),
-        sampling_row(),
-    ]
-    steps = Sequences(np.concatenate(rows), edits={3: LogitsEdits(banned=np.arange(5))})
-    runner.allocate_kv_cache(steps.total_blocks, steps.block_size)
-    runner.submit(steps.step({0: [1, 2, 3], 1: [4], 2: [5, 6]}))
-    runner.submit(steps.step({0: [-1], 1: [-1], 2: [-1]}))
-    tokens, others = KeptArrival.tensors
-    assert (tokens.shape, tokens.dtype, tokens.device) == ((3,), torch.int64, META)
-    assert others.shape == (0, 211)
-    runner.submit(steps.step({3: [1, 2], 0: [-1]}))
-    tokens, others = KeptArrival.tensors
-    assert (tokens.shape, others.shape, others.dtype) == ((1,), (1, 211), torch.float32)
+    folders = [write_checkpoint(tmp_path / name, config) for name, config in configs.items()]
+    counts = printed_by("separate_device.py", dtype, *folders)
+    assert [count["model"] for count in counts] == list(configs)
+    for count in counts:
+        assert count["in_graph"] > 0
+        assert count["launches"] > 0
+        assert count["beside"] <= MOST_BESIDE, "operations beside the graph, which the host queues in every decode step"
+    if "few" in configs:
+        few, many = counts
+        assert few["beside"] == many["beside"]
+        assert few["in_graph"] < many["in_graph"]
+
+
+def test_after_the_start_no_step_needs_a_kernel_that_was_not_compiled(tmp_path: Path) -> None:
+    heads = {"num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 64}  # of Qwen2-0.5B
+    config = tiny_config(num_hidden_layers=1, hidden_size=64, max_position_embeddings=4096, **heads)
+    for counts in printed_by("warmed_kernels.py", write_checkpoint(tmp_path / "model", config)):
+        assert counts["missing"] == [[], [], []]
+        assert counts["used"] > 15
+
+
+def printed_by(program: str, *arguments: object) -> list[dict[str, Any]]:
+    """Its lines. A process of its own, since torch keeps the kind of device for good."""
+    path = Path(__file__).with_name(program)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-W", "error", str(path), *map(str, arguments)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+    assert printed.returncode == 0, printed.stderr
+    return [json.loads(line) for line in printed.stdout.splitlines()]

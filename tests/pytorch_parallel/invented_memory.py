@@ -13,9 +13,10 @@ LEFT_BYTES = (70_000, 50_000)  # by rank, for the KV cache
 
 
 class _Memory:
-    """1,000,000 bytes, of which others have some; each of the two runs takes 700 more."""
+    """1,000,000 bytes, of which the model has some; each of the two runs takes 700 more."""
 
     utilization = 0.8
+    others_bytes = 0
 
     def __init__(self, left_bytes: int) -> None:
         self._free = 200_000 + left_bytes + 2 * 700

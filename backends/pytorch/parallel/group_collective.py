@@ -41,7 +41,7 @@ class GroupCollective:
     def all_reduce(self, x: Tensor) -> Tensor:
         x, options = x.contiguous(), dist.AllreduceOptions()
         options.asyncOp = False  # on a device: on the stream that computes, not beside it
-        self._joined().allreduce([x], options).wait()
+        _wait_for(self._joined().allreduce([x], options))
         return x
 
     def gather(self, x: Tensor, num_features: int) -> Tensor:
@@ -51,7 +51,7 @@ class GroupCollective:
         parts = [] if self.rank.number else [torch.empty_like(x) for _ in ranks]
         options = dist.GatherOptions()
         options.rootRank, options.asyncOp = 0, False
-        self._joined().gather([parts] if parts else [], [x], options).wait()
+        _wait_for(self._joined().gather([parts] if parts else [], [x], options))
         if not parts:
             return x.new_empty(0, num_features)
         return torch.cat([part[:, :width] for part, width in zip(parts, widths, strict=True)], 1)
@@ -59,7 +59,7 @@ class GroupCollective:
     def broadcast(self, x: Tensor) -> Tensor:
         x, options = x.contiguous(), dist.BroadcastOptions()
         options.rootRank, options.asyncOp = 0, False
-        self._joined().broadcast([x], options).wait()
+        _wait_for(self._joined().broadcast([x], options))
         return x
 
     def abort(self) -> None:
@@ -71,3 +71,9 @@ class GroupCollective:
     def _joined(self) -> Any:
         assert self._group is not None, "the rank has not joined the others"
         return self._group
+
+
+def _wait_for(work: Any) -> None:
+    """What a call gave back: nothing, with NCCL, where it has been queued on the stream that computes."""
+    if work is not None:
+        work.wait()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from backends.pytorch.arrivals import as_current
+from backends.pytorch.arrivals import as_current, wait_for
 from backends.pytorch.parallel.division import Rank
 from backends.pytorch.parallel.group_collective import STUCK_TIMEOUT, GroupCollective
 
@@ -39,7 +39,7 @@ class NcclCollective(GroupCollective):
         with as_current(self._device):
             super().join()
             self.all_reduce(torch.ones(1, device=self._device))
-            torch.cuda.synchronize(self._device)
+            wait_for(self._device)
 
     def _open_group(self, store: Any) -> Any:
         os.environ.setdefault(_ON_ERRORS, _ONLY_CLEAN_UP)
