@@ -19,7 +19,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
 
-from backends.pytorch.triton_kernels import PackedStep, SplitWorkspace, paged_attention, rotate_and_store
+from backends.pytorch.triton_kernels import (
+    PackedStep,
+    SplitWorkspace,
+    add_rms_norm,
+    gate,
+    paged_attention,
+    rms_norm,
+    rotate_and_store,
+)
+from nanovllm.architectures import Activation
 
 
 class Device:
@@ -94,6 +103,22 @@ def store(compiler: Compiler, head_dim: int, rotary_dim: int, *, interleaved: bo
     rotate_and_store(query, key, value, *pools, slots, num_heads=14, cos=cos, sin=sin, interleaved=interleaved)
 
 
+def norms(compiler: Compiler, hidden_size: int, head_dim: int) -> None:
+    """One launch of each norm: of a sum, and of 16 heads that are columns of a product."""
+    compiler.case = f"hidden {hidden_size}"
+    rows = torch.zeros(2, 3, hidden_size, dtype=torch.bfloat16)
+    add_rms_norm(rows[0], rows[1], torch.zeros(hidden_size), 1e-6)
+    compiler.case = f"16 heads of {head_dim}"
+    columns = torch.zeros(3, 18 * head_dim, dtype=torch.bfloat16)[:, : 16 * head_dim]
+    rms_norm(columns, torch.zeros(head_dim), 1e-6, groups=16)
+
+
+def gated(compiler: Compiler, features: int, kind: Activation) -> None:
+    """One launch on the two halves of a product."""
+    compiler.case = f"{kind} of {features}"
+    gate(*torch.zeros(3, 2 * features, dtype=torch.bfloat16).chunk(2, 1), kind)
+
+
 def main() -> None:
     device = Device(int(sys.argv[1]))
     driver.set_active(device)
@@ -109,6 +134,11 @@ def main() -> None:
     store(compiler, 128, 128, interleaved=False)
     store(compiler, 80, 32, interleaved=True)
     store(compiler, 64, 0, interleaved=False)
+    norms(compiler, 1024, 128)
+    norms(compiler, 8192, 80)
+    gated(compiler, 3072, "silu")
+    gated(compiler, 4864, "gelu")
+    gated(compiler, 14336, "gelu_tanh")
 
 
 if __name__ == "__main__":
