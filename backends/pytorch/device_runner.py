@@ -27,7 +27,7 @@ from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.program import Program, StepInputs
 from backends.pytorch.runner import TorchRunner
 from backends.pytorch.step_arrays import step_arrays
-from backends.pytorch.step_limits import StepLimits, decode_step, largest_step, prompt_step
+from backends.pytorch.step_limits import StepLimits, decode_step, largest_step, warm_up_steps
 from backends.pytorch.step_tensors import StepBuffers, StepShape, StepTensors
 from backends.pytorch.token_slots import TokenSlots
 from nanovllm.batch import Batch, Int32Array, StepOutput
@@ -43,7 +43,6 @@ Rotations = Callable[[Tensor], list[Any]]
 """From positions (num_tokens,) to the rotations of a step, as the attention takes them."""
 
 _LEAST_TOKEN_SLOTS = 1024  # four bytes each
-_PROMPT_LENS = (2, 4, 8, 16, 32, 64, 128)  # for each of which the kernels may be compiled anew
 
 
 class DeviceRunner(TorchRunner):
@@ -110,11 +109,11 @@ class DeviceRunner(TorchRunner):
         self._buffers = StepBuffers(largest.num_words, self._device)
 
     def warm_up(self) -> None:
-        """Captures all graphs, the largest first, whose memory the others share, and compiles what prompts need. All
-        ranks have to do so at once."""
-        for length in _PROMPT_LENS if self._memory is not None else ():
-            with self._failures(length):
-                self._run_body(prompt_step(length, self._table_width))
+        """Captures all graphs, the largest first, whose memory the others share, and compiles what other steps need.
+        All ranks have to do so at once."""
+        for step in warm_up_steps(self._limits, self._table_width) if self._memory is not None else ():
+            with self._failures(step.num_tokens):
+                self._run_body(step)
         sizes = [] if self._graphs is None else self._graphs.sizes
         for size in reversed(sizes):
             step = decode_step(self._limits, self._table_width, size)

@@ -11,7 +11,9 @@ import numpy as np
 from nanovllm.batch import SAMPLING_ROW, Batch, Int32Array, SamplingBatch
 from nanovllm.config import EngineConfig
 
-__all__ = ["StepLimits", "decode_step", "largest_step", "prompt_step"]
+__all__ = ["StepLimits", "decode_step", "largest_step", "warm_up_steps"]
+
+_PROMPT_LENS = (2, 3, 5, 9, 17, 33, 65)  # one more than each power of two up to half of the query rows of a kernel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +53,16 @@ def decode_step(limits: StepLimits, table_width: int, num_seqs: int | None = Non
     return _unplaced(np.ones(num_seqs, np.int64), table_width, wanted, temperature=0, top_p=1)
 
 
-def prompt_step(length: int, table_width: int) -> Batch:
-    """One prompt of `length` tokens, of which no row is wanted."""
-    return _unplaced(np.array([length]), table_width, np.zeros(0, np.int32), temperature=0, top_p=1)
+def warm_up_steps(limits: StepLimits, table_width: int) -> list[Batch]:
+    """Small steps for each of which the kernels may be compiled anew: a decode, and prompts as short as a number of
+    query rows takes, with tables for long sequences, which are divided, and with such for short ones, which are not."""
+    longest = limits.max_model_len
+    steps = []
+    for length in (1, *_PROMPT_LENS):
+        for width in sorted({table_width, -(-table_width * length // longest)}) if length <= longest else ():
+            wanted = np.zeros(0, np.int32)
+            steps.append(_unplaced(np.array([length]), width, wanted, temperature=0, top_p=1))
+    return steps
 
 
 def _unplaced(

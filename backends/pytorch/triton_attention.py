@@ -84,7 +84,8 @@ class TritonAttention:
         self._workspace = None
 
     def plan(self, step: StepTensors) -> _Plan:
-        packed = PackedStep(step.query_start, step.context_lens, step.block_tables, step.max_query_len)
+        order = step.context_lens.argsort(descending=True) if step.max_query_len == 1 else None
+        packed = PackedStep(step.query_start, step.context_lens, step.block_tables, step.max_query_len, order)
         return _Plan(packed, step.slot_mapping)
 
     def attend(

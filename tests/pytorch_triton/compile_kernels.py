@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -81,13 +82,22 @@ def _spilled_bytes(cubin: bytes) -> int:
 
 
 def attend(
-    compiler: Compiler, head_dim: int, dtype: torch.dtype, new: int, *, split: bool = False, **spec: Any
+    compiler: Compiler,
+    head_dim: int,
+    dtype: torch.dtype,
+    new: int,
+    *,
+    group: int = 7,
+    split: bool = False,
+    **spec: Any,
 ) -> None:
     """One launch of attention, of 3 sequences with `new` tokens each."""
-    compiler.case = f"head {head_dim}, {dtype}, {new} new, split {split}, {spec}"
+    compiler.case = f"head {head_dim}, group {group}, {dtype}, {new} new, split {split}, {spec}"
     pools = torch.zeros(2, 8, 16, 2, head_dim, dtype=dtype)
-    query = torch.zeros(3 * new, 2 * 7 * head_dim, dtype=dtype)
-    step = PackedStep(torch.zeros(4).int(), torch.zeros(3).int(), torch.zeros(3, 4).int(), new)
+    query = torch.zeros(3 * new, 2 * group * head_dim, dtype=dtype)
+    step = PackedStep(torch.zeros(4).int(), torch.zeros(3).int(), torch.zeros(3, 64).int(), new)
+    if new == 1:
+        step = replace(step, order=torch.zeros(3, dtype=torch.int64))
     workspace = SplitWorkspace.allocate(head_dim, 132, query.device, least_keys=16) if split else None
     paged_attention(query, *pools, torch.zeros_like(query), step, scale=0.1, workspace=workspace, **spec)
 
@@ -129,6 +139,7 @@ def main() -> None:
         attend(compiler, 64, torch.bfloat16, new)
         attend(compiler, 256, torch.float32, new)
         attend(compiler, 80, torch.float16, new, window=100, softcap=20.0)
+        attend(compiler, 64, torch.bfloat16, new, group=71)
     attend(compiler, 128, torch.bfloat16, 1, split=True)
     attend(compiler, 128, torch.bfloat16, 256)
     store(compiler, 128, 128, interleaved=False)
