@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from backends.pytorch.attention import PagedAttention
+from backends.pytorch.attention import AttendFunction, PagedAttention
 from backends.pytorch.pointwise import Function, NormedSum
 from backends.pytorch.program import StepInputs
 from nanovllm.architectures import AttentionSpec
@@ -48,15 +48,17 @@ class AddAndNorm:
 
 @dataclass(frozen=True, slots=True)
 class Attend:
-    """Writes keys and values and attends. rope: index of the step's rotation; None for none."""
+    """Writes keys and values and attends. rope: index of the step's rotation; None for none. compute: a function of
+    `attention`."""
 
     attention: PagedAttention[Any]
     spec: AttentionSpec
     rope: int | None
+    compute: AttendFunction
 
     def __call__(self, step: StepInputs, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor]:
         rotation = None if self.rope is None else step.rotations[self.rope]
-        return (self.attention.attend(step.attention_plan, self.spec, rotation, query, key, value),)
+        return (self.compute(step.attention_plan, self.spec, rotation, query, key, value),)
 
 
 class WantedRows:

@@ -14,7 +14,7 @@ from torch import Tensor
 from backends.pytorch.attention import PagedAttention
 from backends.pytorch.experts import Experts
 from backends.pytorch.linear import LinearLayer, MakeLinear
-from backends.pytorch.merging import merge_norms
+from backends.pytorch.merging import merge_head_norms, merge_norms
 from backends.pytorch.operations import Add, Attend, RMSNorm, WantedRows
 from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.parallel.divided_ops import DividedOps
@@ -41,7 +41,7 @@ def record(
     ops = _TorchOps(weights, attention, make_linear, pointwise)
     with torch.inference_mode():
         result = decoder.logits(ops if collective is None else DividedOps(ops, collective))
-    instructions = merge_norms(ops.instructions, pointwise)
+    instructions = merge_head_norms(merge_norms(ops.instructions, pointwise))
     last_write = max(i for i, made in enumerate(instructions) if isinstance(made.operation, Attend))
     head = next(i for i, made in enumerate(instructions) if isinstance(made.operation, WantedRows))
     program = Program(instructions, result, last_write=last_write, head=head, is_static=not ops.looks_at_values)
@@ -112,7 +112,7 @@ class _TorchOps:
 
     def attention(self, query: int, key: int, value: int, spec: AttentionSpec) -> int:
         rope = None if spec.rope is None else self.ropes.setdefault(spec.rope, len(self.ropes))
-        return self._add(Attend(self._attention, spec, rope), query, key, value)[0]
+        return self._add(Attend(self._attention, spec, rope, self._attention.attend), query, key, value)[0]
 
     def activation(self, x: int, kind: Activation) -> int:
         return self._add_one(self._pointwise.activation(kind), x)

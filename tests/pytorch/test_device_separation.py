@@ -11,6 +11,7 @@ import torch
 from device_driver import LIMITS, RerunGraph, Sequences, sampling_row
 from torch import Tensor
 
+from backends.pytorch.attention import HeadGains
 from backends.pytorch.load import DeviceParts, load_device_runner
 from backends.pytorch.step_tensors import StepTensors
 from backends.pytorch.triton_attention import PairRotation
@@ -44,6 +45,9 @@ class ShapesOfAttention:
         assert {tensor.device for tensor in given} == {META}
         assert query.stride(1) == key.stride(1) == value.stride(1) == 1
         return query
+
+    def attend_normed(self, gains: HeadGains) -> None:
+        """Norms are operations of their own here."""
 
 
 class KeptArrival:

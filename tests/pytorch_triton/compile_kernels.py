@@ -20,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
 
+from backends.pytorch.attention import HeadGains
 from backends.pytorch.triton_kernels import (
     PackedStep,
     SplitWorkspace,
@@ -102,15 +103,20 @@ def attend(
     paged_attention(query, *pools, torch.zeros_like(query), step, scale=0.1, workspace=workspace, **spec)
 
 
-def store(compiler: Compiler, head_dim: int, rotary_dim: int, *, interleaved: bool) -> None:
-    """One launch of the rotation and the write, of 3 tokens."""
-    compiler.case = f"head {head_dim}, rotary {rotary_dim}, interleaved {interleaved}"
+def store(
+    compiler: Compiler, head_dim: int, rotary_dim: int, *, interleaved: bool = False, normed: bool = False
+) -> None:
+    """One launch of norms, the rotation and the write, of 3 tokens."""
+    compiler.case = f"head {head_dim}, rotary {rotary_dim}, interleaved {interleaved}, normed {normed}"
     merged = torch.zeros(3, 18 * head_dim, dtype=torch.bfloat16)
     query, key, value = merged.split([14 * head_dim, 2 * head_dim, 2 * head_dim], 1)
     pools = torch.zeros(2, 8, 16, 2, head_dim, dtype=torch.bfloat16)
     cos, sin = torch.zeros(2, 3, rotary_dim // 2) if rotary_dim else (None, None)
     slots = torch.zeros(3).int()
-    rotate_and_store(query, key, value, *pools, slots, num_heads=14, cos=cos, sin=sin, interleaved=interleaved)
+    gains = HeadGains(*torch.zeros(2, head_dim), 1e-6) if normed else None
+    rotate_and_store(
+        query, key, value, *pools, slots, num_heads=14, cos=cos, sin=sin, interleaved=interleaved, gains=gains
+    )
 
 
 def norms(compiler: Compiler, hidden_size: int, head_dim: int) -> None:
@@ -142,9 +148,10 @@ def main() -> None:
         attend(compiler, 64, torch.bfloat16, new, group=71)
     attend(compiler, 128, torch.bfloat16, 1, split=True)
     attend(compiler, 128, torch.bfloat16, 256)
-    store(compiler, 128, 128, interleaved=False)
+    store(compiler, 128, 128)
+    store(compiler, 128, 128, normed=True)
     store(compiler, 80, 32, interleaved=True)
-    store(compiler, 64, 0, interleaved=False)
+    store(compiler, 64, 0)
     norms(compiler, 1024, 128)
     norms(compiler, 8192, 80)
     gated(compiler, 3072, "silu")
