@@ -41,6 +41,7 @@ def rms_norm(
         tl.store(total + into, rounded, mask=is_element)
         values = rounded.to(tl.float32)
     inverse = tl.rsqrt(tl.sum(values * values, 1) / FEATURES + eps)
-    gains = tl.load(gain + feature, mask=feature < FEATURES, other=0.0)
-    normed = values * inverse[:, None] * gains[None, :]
+    # One gain for each value, so that nothing moves between threads; all but the first come from the cache.
+    gains = tl.load(gain + (0 * group[:, None] + feature[None, :]), mask=is_element, other=0.0)
+    normed = values * inverse[:, None] * gains
     tl.store(output + into, normed.to(output.dtype.element_ty), mask=is_element)
