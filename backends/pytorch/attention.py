@@ -4,15 +4,27 @@ One implementation a device. The model's program knows this interface only; rota
 kernels fuse it with the write into the cache.
 """
 
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
 from nanovllm.architectures import AttentionSpec
 
-__all__ = ["PagedAttention"]
+__all__ = ["AttendFunction", "HeadGains", "PagedAttention"]
 
 StepT = TypeVar("StepT", contravariant=True)
+
+AttendFunction = Callable[[Any, AttentionSpec, Any, Tensor, Tensor, Tensor], Tensor]
+"""As `PagedAttention.attend`."""
+
+
+class HeadGains(NamedTuple):
+    """RMS norms of each head of queries and keys: float32 (head_dim,), weights and their offset; and the epsilon."""
+
+    query: Tensor
+    key: Tensor
+    eps: float
 
 
 class PagedAttention(Protocol[StepT]):
@@ -39,3 +51,6 @@ class PagedAttention(Protocol[StepT]):
         The query may be written to. rotation: that of the spec's rope in the form that the device's runner makes; None
         where the spec has no rope. Returns (num_tokens, num_heads * head_dim).
         """
+
+    def attend_normed(self, gains: HeadGains) -> AttendFunction | None:
+        """`attend` of heads that it norms first; None where nothing is gained by not norming them before."""

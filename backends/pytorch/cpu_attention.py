@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backends.pytorch.attention import HeadGains
 from backends.pytorch.rotary import Rotation, rotate
 from backends.pytorch.step_groups import Group, group_sequences
 from nanovllm.architectures import AttentionSpec, Geometry
@@ -74,6 +75,9 @@ class CPUAttention:
         for group in groups:
             result[group.rows] = group.attend(q[group.rows], k, v, pool, spec)
         return result.flatten(1)
+
+    def attend_normed(self, gains: HeadGains) -> None:
+        """Norms are operations of their own here."""
 
 
 class _Plan:

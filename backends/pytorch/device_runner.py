@@ -27,7 +27,7 @@ from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.program import Program, StepInputs
 from backends.pytorch.runner import TorchRunner
 from backends.pytorch.step_arrays import step_arrays
-from backends.pytorch.step_limits import StepLimits, decode_step, largest_step, typical_steps
+from backends.pytorch.step_limits import StepLimits, decode_step, largest_step, warm_up_steps
 from backends.pytorch.step_tensors import StepBuffers, StepShape, StepTensors
 from backends.pytorch.token_slots import TokenSlots
 from nanovllm.batch import Batch, Int32Array, StepOutput
@@ -111,7 +111,7 @@ class DeviceRunner(TorchRunner):
     def warm_up(self) -> None:
         """Captures all graphs, the largest first, whose memory the others share, and compiles what other steps need.
         All ranks have to do so at once."""
-        for step in typical_steps(self._limits, self._table_width) if self._memory is not None else ():
+        for step in warm_up_steps(self._limits, self._table_width) if self._memory is not None else ():
             with self._failures(step.num_tokens):
                 self._run_body(step)
         sizes = [] if self._graphs is None else self._graphs.sizes

@@ -13,6 +13,7 @@ __all__ = ["Experts"]
 
 class Experts:
     """See `Ops.moe`. router: (num_experts, features). layers: of each expert, gate and up as one, and down.
+    gated: of gate and up.
 
     A token's experts are added up in the order of their numbers, whatever else is in the batch.
     """
@@ -22,13 +23,13 @@ class Experts:
         router: Tensor,
         layers: Sequence[tuple[LinearLayer, LinearLayer]],
         mixture: Mixture,
-        activate: Callable[[Tensor], Tensor],
+        gated: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
         self._router = router
         self._layers = layers
         self._num_chosen = mixture.num_chosen
         self._normalize = mixture.normalize
-        self._activate = activate
+        self._gated = gated
 
     def __call__(self, x: Tensor) -> Tensor:
         """x and result: (num_tokens, features)."""
@@ -43,7 +44,7 @@ class Experts:
             if count:
                 part = tokens[start : start + count]
                 gate, up = gate_up(x[part]).chunk(2, -1)
-                out = down(self._activate(gate).mul_(up))
+                out = down(self._gated(gate, up))
                 result.index_add_(0, part, out * shares[start : start + count])
             start += count
         return result.to(x.dtype)

@@ -1,7 +1,7 @@
 """Chains of point-wise operations as one kernel each, where torch.compile is wanted.
 
-In: a function of tensors. Out: a function of the same values. Matrix products and attention are kernels of their own
-and stay as they are. Compiling takes a C++ compiler or Triton, and seconds for each kind of function.
+In: a function of tensors. Out: a function of the same values. Matrix products, attention and whatever a device has
+a kernel for stay as they are. Compiling takes a C++ compiler or Triton, and seconds for each kind of function.
 """
 
 from collections.abc import Callable

@@ -24,7 +24,8 @@ class LinearLayer(Protocol):
 
 
 MakeLinear = Callable[[Tensor, Tensor | None, Shard], LinearLayer]
-"""weight: (out_features, in_features), given away. bias: (out_features,) or None. shard: what kind of layer it is."""
+"""weight: (out_features, in_features), to keep and not to write to: a head may be the embedding's table. bias:
+(out_features,) or None. shard: what kind of layer it is."""
 
 
 def make_linear(weight: Tensor, bias: Tensor | None, shard: Shard) -> LinearLayer:

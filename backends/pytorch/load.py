@@ -1,7 +1,7 @@
 """A runner from a checkpoint: picks device and dtype, records the program, puts the parts together."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -13,13 +13,14 @@ from backends.pytorch.decode_graphs import Capture, DecodeGraphs, graph_sizes
 from backends.pytorch.device_memory import DEFAULT_UTILIZATION, CUDAMemory, DeviceMemory
 from backends.pytorch.device_runner import DeviceRunner, Rotations
 from backends.pytorch.devices import choose_device, num_cuda_devices
-from backends.pytorch.fusion import Fuse, compiled, unfused
+from backends.pytorch.fusion import compiled, unfused
 from backends.pytorch.linear import MakeLinear, make_linear
 from backends.pytorch.model_facts import make_model_info
 from backends.pytorch.ops import record
 from backends.pytorch.options import TorchOptions
 from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.parallel.division import Rank, geometry_part
+from backends.pytorch.pointwise import CPUPointwise, PointwiseOps
 from backends.pytorch.precision import choose_dtype
 from backends.pytorch.quantized import make_int4_linear, make_int8_linear
 from backends.pytorch.runner import TorchRunner
@@ -27,6 +28,7 @@ from backends.pytorch.step_limits import StepLimits
 from backends.pytorch.step_tensors import StepTensors
 from backends.pytorch.triton_attention import PairRotations, TritonAttention
 from backends.pytorch.triton_kernels.device_code import device_code
+from backends.pytorch.triton_pointwise import TritonPointwise
 from backends.pytorch.weights import Weights
 from nanovllm.architectures import Geometry, Rope
 from nanovllm.checkpoint import Checkpoint
@@ -72,9 +74,9 @@ def load_runner(
     geometry = geometry_part(decoder.geometry, rank)
     attention = CPUAttention(geometry, dtype, device)
     weights = Weights(checkpoint, dtype, device)
-    fuse = compiled if options.torch_compile else unfused
+    pointwise = CPUPointwise(compiled if options.torch_compile else unfused)
     make = _MAKE_LINEAR[options.quantization]
-    program, ropes = record(decoder, weights, attention, make, collective, fuse=fuse)
+    program, ropes = record(decoder, weights, attention, make, pointwise, collective)
     info = make_model_info(
         checkpoint,
         geometry,
@@ -89,13 +91,13 @@ def load_runner(
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceParts:
     """What a device brings. make_attention, make_rotations: of one kind. capture: makes graphs of decode steps; None:
-    no graphs. memory: None where the engine sizes the KV cache. fuse: of chains of point-wise operations."""
+    no graphs. memory: None where the engine sizes the KV cache. pointwise: norms and activations."""
 
     make_attention: Callable[[Geometry, torch.dtype, torch.device], PagedAttention[StepTensors]]
     make_rotations: Callable[[list[Rope], torch.device], Rotations] = PairRotations
     capture: Capture | None = None
     memory: DeviceMemory | None = None
-    fuse: Fuse = unfused
+    pointwise: PointwiseOps = field(default_factory=CPUPointwise)
 
 
 def load_device_runner(
@@ -115,7 +117,7 @@ def load_device_runner(
     geometry = decoder.geometry if collective is None else geometry_part(decoder.geometry, collective.rank)
     attention = parts.make_attention(geometry, chosen, device)
     weights = Weights(checkpoint, chosen, device)
-    program, ropes = record(decoder, weights, attention, make_linear, collective, fuse=parts.fuse)
+    program, ropes = record(decoder, weights, attention, make_linear, parts.pointwise, collective)
     info = make_model_info(
         checkpoint,
         geometry,
@@ -147,5 +149,5 @@ def _cuda_parts(device: torch.device, options: TorchOptions) -> DeviceParts:
         make_attention=partial(TritonAttention, num_processors=num_processors),
         capture=None if options.enforce_eager else CUDAGraphs(device),
         memory=CUDAMemory(device, options.gpu_memory_utilization or DEFAULT_UTILIZATION),
-        fuse=compiled if options.torch_compile else unfused,
+        pointwise=TritonPointwise(compiled if options.torch_compile else unfused),
     )

@@ -1,7 +1,7 @@
 """`Ops` in torch: every call binds an operation to its weights and appends it to a program.
 
-In: a decoder, weights, and what the device brings (linear layers, attention). Out: `Program`. Knows no engine and no
-checkpoint file.
+In: a decoder, weights, and what the device brings (linear layers, attention, norms and activations). Out: `Program`.
+Knows no engine and no checkpoint file.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,17 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backends.pytorch.attention import PagedAttention
-from backends.pytorch.cpu_norm import CPURMSNorm
 from backends.pytorch.experts import Experts
-from backends.pytorch.fusion import Fuse, unfused
 from backends.pytorch.linear import LinearLayer, MakeLinear
+from backends.pytorch.merging import merge_head_norms, merge_norms
+from backends.pytorch.operations import Add, Attend, RMSNorm, WantedRows
 from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.parallel.divided_ops import DividedOps
+from backends.pytorch.pointwise import PointwiseOps
 from backends.pytorch.program import Instruction, Operation, Program, StepInputs
 from backends.pytorch.weights import Weights
 from nanovllm.architectures import Activation, AttentionSpec, Decoder, Ids, Linear, Mixture, Rope, Shard, Weight
 
-__all__ = ["activate", "record"]
+__all__ = ["record"]
 
 
 def record(
@@ -30,42 +31,36 @@ def record(
     weights: Weights,
     attention: PagedAttention[Any],
     make_linear: MakeLinear,
+    pointwise: PointwiseOps,
     collective: Collective | None = None,
-    *,
-    fuse: Fuse = unfused,
 ) -> tuple[Program, list[Rope]]:
     """The program of `decoder` and the ropes whose rotations its steps need. Raises `CheckpointError`.
 
     collective: the ranks among which the decoder is divided, if it is; the program is that of one of them.
     """
-    ops = _TorchOps(weights, attention, make_linear, fuse)
+    ops = _TorchOps(weights, attention, make_linear, pointwise)
     with torch.inference_mode():
         result = decoder.logits(ops if collective is None else DividedOps(ops, collective))
-    program = Program(
-        ops.instructions, result, last_write=ops.last_write, head=ops.head, is_static=not ops.looks_at_values
-    )
+    instructions = merge_head_norms(merge_norms(ops.instructions, pointwise))
+    last_write = max(i for i, made in enumerate(instructions) if isinstance(made.operation, Attend))
+    head = next(i for i, made in enumerate(instructions) if isinstance(made.operation, WantedRows))
+    program = Program(instructions, result, last_write=last_write, head=head, is_static=not ops.looks_at_values)
     return program, list(ops.ropes)
-
-
-def activate(x: Tensor, kind: Activation) -> Tensor:
-    """`kind` element by element; a new tensor."""
-    if kind == "silu":
-        return F.silu(x)
-    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
 class _TorchOps:
     """`Ops` on places of values in a program."""
 
-    def __init__(self, weights: Weights, attention: PagedAttention[Any], make_linear: MakeLinear, fuse: Fuse) -> None:
+    def __init__(
+        self, weights: Weights, attention: PagedAttention[Any], make_linear: MakeLinear, pointwise: PointwiseOps
+    ) -> None:
         self._weights = weights
         self._attention = attention
         self._make_linear = make_linear
-        self._fuse = fuse
+        self._pointwise = pointwise
         self._num_places = 0
         self.instructions: list[Instruction] = []
         self.ropes: dict[Rope, int] = {}
-        self.last_write = self.head = -1
         self.looks_at_values = False
 
     def _add(self, operation: Operation, *inputs: int, num_outputs: int = 1) -> tuple[int, ...]:
@@ -109,44 +104,30 @@ class _TorchOps:
 
     def rms_norm(self, x: int, weight: Weight, *, eps: float, offset: float = 0.0, groups: int = 1) -> int:
         gain = self._weights.vector(weight, offset)
-        if gain.device.type == "cpu":
-            return self._add_one(CPURMSNorm(gain, eps, groups), x)
-
-        def norm(x: Tensor) -> Tensor:
-            parts = x.float() if groups == 1 else x.float().view(len(x), groups, -1)
-            return F.rms_norm(parts, gain.shape, gain, eps).view(x.shape).to(x.dtype)
-
-        return self._add_one(self._fuse(norm), x)
+        return self._add(RMSNorm(gain, eps, groups, self._pointwise.rms_norm(gain, eps, groups)), x)[0]
 
     def layer_norm(self, x: int, weight: Weight, bias: Weight | None, *, eps: float) -> int:
         gain, shift = self._weights.vector(weight), None if bias is None else self._weights.vector(bias)
-        return self._add_one(self._fuse(lambda x: F.layer_norm(x.float(), gain.shape, gain, shift, eps).to(x.dtype)), x)
+        return self._add_one(self._pointwise.layer_norm(gain, shift, eps), x)
 
     def attention(self, query: int, key: int, value: int, spec: AttentionSpec) -> int:
-        attend = self._attention.attend
         rope = None if spec.rope is None else self.ropes.setdefault(spec.rope, len(self.ropes))
-
-        def run(step: StepInputs, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor]:
-            rotation = None if rope is None else step.rotations[rope]
-            return (attend(step.attention_plan, spec, rotation, query, key, value),)
-
-        self.last_write = len(self.instructions)
-        return self._add(run, query, key, value)[0]
+        return self._add(Attend(self._attention, spec, rope, self._attention.attend), query, key, value)[0]
 
     def activation(self, x: int, kind: Activation) -> int:
-        return self._add_one(self._fuse(lambda x: activate(x, kind)), x)
+        return self._add_one(self._pointwise.activation(kind), x)
 
     def gated(self, gate: int, up: int, kind: Activation) -> int:
-        return self._add_one(self._fuse(lambda gate, up: activate(gate, kind).mul_(up)), gate, up)
+        return self._add_one(self._pointwise.gated(kind), gate, up)
 
     def moe(self, x: int, mixture: Mixture) -> int:
         self.looks_at_values = True  # how many tokens each expert has
         router = self._weights.merged([mixture.router])
         merged = [(self._merged([e.gate, e.up], "column"), self._merged([e.down], "row")) for e in mixture.experts]
-        return self._add_one(Experts(router, merged, mixture, lambda x: activate(x, mixture.activation)), x)
+        return self._add_one(Experts(router, merged, mixture, self._pointwise.gated(mixture.activation)), x)
 
     def add(self, a: int, b: int) -> int:
-        return self._add_one(torch.add, a, b)
+        return self._add(Add(), a, b)[0]
 
     def scale(self, x: int, factor: float) -> int:
         return self._add_one(lambda x: x * factor, x)
@@ -155,6 +136,4 @@ class _TorchOps:
         return self._add_one(lambda x: (x / cap).tanh_().mul_(cap), x)
 
     def wanted_rows(self, x: int) -> int:
-        rows = self._add(lambda step, x: (x.index_select(0, step.wanted),), x)[0]
-        self.head = len(self.instructions) - 1
-        return rows
+        return self._add(WantedRows(), x)[0]

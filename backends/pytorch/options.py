@@ -19,8 +19,9 @@ class TorchOptions:
     device: where the model runs; "auto": the first CUDA device, where there is one. quantization: format of the weights
     of linear layers, None: that of `dtype`. collective: through what several processes add up their parts; "auto":
     shared memory on CPUs, which is quicker than gloo, and nccl on CUDA devices. enforce_eager: no CUDA graphs.
-    torch_compile: norms and activations are compiled. gpu_memory_utilization: share of a CUDA device's memory that
-    weights, activations and KV cache may take together; None: 0.9."""
+    torch_compile: layer norms and activations are compiled, as far as the device has no kernels for them.
+    gpu_memory_utilization: share of a CUDA device's memory that weights, activations and KV cache may take together;
+    None: 0.9."""
 
     dtype: str = "auto"
     device: str = "auto"

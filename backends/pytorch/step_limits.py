@@ -4,7 +4,6 @@ Their tokens have no slot, so that they leave no trace in the KV cache.
 """
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +11,9 @@ import numpy as np
 from nanovllm.batch import SAMPLING_ROW, Batch, Int32Array, SamplingBatch
 from nanovllm.config import EngineConfig
 
-__all__ = ["StepLimits", "decode_step", "largest_step", "typical_steps"]
+__all__ = ["StepLimits", "decode_step", "largest_step", "warm_up_steps"]
 
-_LENS = (1, 2, 4, 8, 16, 32, 64, 128)  # of typical steps; longer ones are divided like the longest
-_MOST_TOKENS = 4096  # of a typical step; in larger ones no sequence is divided
+_PROMPT_LENS = (2, 3, 5, 9, 17, 33, 65)  # one more than each power of two up to half of the query rows of a kernel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,16 +53,18 @@ def decode_step(limits: StepLimits, table_width: int, num_seqs: int | None = Non
     return _unplaced(np.ones(num_seqs, np.int64), table_width, wanted, temperature=0, top_p=1)
 
 
-def typical_steps(limits: StepLimits, table_width: int) -> Iterator[Batch]:
-    """Steps for which a device's kernels may have to be compiled, each for itself: by the new tokens of a sequence, and
-    by the sequences, which decide how long ones are divided. No row is wanted."""
-    most_tokens = min(limits.max_num_batched_tokens, _MOST_TOKENS)
-    for length in sorted({min(length, limits.max_model_len, most_tokens) for length in _LENS}):
-        num_seqs = 1
-        while num_seqs <= limits.max_num_seqs and num_seqs * length <= most_tokens:
-            lens = np.full(num_seqs, length)
-            yield _unplaced(lens, table_width, np.zeros(0, np.int32), temperature=0, top_p=1)
-            num_seqs *= 2
+def warm_up_steps(limits: StepLimits, table_width: int) -> list[Batch]:
+    """Small steps for each of which the kernels may be compiled anew: a decode, and prompts as short as a number of
+    query rows takes, with tables for long sequences, which are divided, and with such for short ones, which are not."""
+    longest = limits.max_model_len
+    steps = []
+    for length in (1, *_PROMPT_LENS):
+        if length > min(longest, limits.max_num_batched_tokens):
+            break
+        for width in sorted({table_width, -(-table_width * length // longest)}):
+            wanted = np.zeros(0, np.int32)
+            steps.append(_unplaced(np.array([length]), width, wanted, temperature=0, top_p=1))
+    return steps
 
 
 def _unplaced(

@@ -1,4 +1,5 @@
-"""`PagedAttention` with the Triton kernels: rotation fused with the write into the cache, attention over the blocks.
+"""`PagedAttention` with the Triton kernels: norms of heads and rotation fused with the write into the cache, attention
+over the blocks.
 
 In: `StepTensors`, which lie on the device. Allocates nothing and waits for nothing in a step, so that CUDA graphs can
 capture it. The kernels skip slots of -1 and rows without a sequence, and never read a slot that a sequence has not
@@ -6,11 +7,13 @@ written, so what an earlier sequence left in a block, NaN included, reaches nobo
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from backends.pytorch.attention import AttendFunction, HeadGains
 from backends.pytorch.step_tensors import StepTensors
 from backends.pytorch.triton_kernels import PackedStep, SplitWorkspace, paged_attention, rotate_and_store
 from nanovllm.architectures import AttentionSpec, Geometry, Rope
@@ -84,21 +87,33 @@ class TritonAttention:
         self._workspace = None
 
     def plan(self, step: StepTensors) -> _Plan:
-        packed = PackedStep(step.query_start, step.context_lens, step.block_tables, step.max_query_len)
+        order = step.context_lens.argsort(descending=True) if step.max_query_len == 1 else None
+        packed = PackedStep(step.query_start, step.context_lens, step.block_tables, step.max_query_len, order)
         return _Plan(packed, step.slot_mapping)
 
     def attend(
-        self, plan: _Plan, spec: AttentionSpec, rotation: PairRotation | None, query: Tensor, key: Tensor, value: Tensor
+        self,
+        plan: _Plan,
+        spec: AttentionSpec,
+        rotation: PairRotation | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        gains: HeadGains | None = None,
     ) -> Tensor:
-        """As in `PagedAttention`; the result takes the place of the query."""
+        """As in `PagedAttention`; the result takes the place of the query. gains: of norms of the heads."""
         keys, values = self._pools[spec.layer]
         cos, sin, interleaved = rotation or (None, None, False)
         rotate_and_store(
             query, key, value, keys, values, plan.slot_mapping,
-            num_heads=spec.num_heads, cos=cos, sin=sin, interleaved=interleaved,
+            num_heads=spec.num_heads, cos=cos, sin=sin, interleaved=interleaved, gains=gains,
         )  # fmt: skip
         paged_attention(
             query, keys, values, query, plan.packed,
             scale=spec.scale, window=spec.window, softcap=spec.softcap, workspace=self._workspace,
         )  # fmt: skip
         return query
+
+    def attend_normed(self, gains: HeadGains) -> AttendFunction:
+        return partial(self.attend, gains=gains)

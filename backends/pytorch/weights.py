@@ -35,9 +35,15 @@ class Weights:
         self.dtype = dtype
         self.device = device
         self._checkpoint = checkpoint
+        self._tables: dict[str, torch.Tensor] = {}  # by name; those that are whole and not in their file
 
     def merged(self, weights: Sequence[Weight]) -> torch.Tensor:
-        """The weights below one another along their first axis: a new tensor. Raises `CheckpointError`."""
+        """The weights below one another along their first axis. A new tensor, but for rows of a table that `table` has
+        made, such as the head's: these are the table's memory. Raises `CheckpointError`."""
+        shared = self._rows_of_table(weights[0]) if len(weights) == 1 else None
+        return self._read(weights) if shared is None else shared
+
+    def _read(self, weights: Sequence[Weight]) -> torch.Tensor:
         shape = (sum(weight.shape[0] for weight in weights), *weights[0].shape[1:])
         result = torch.empty(shape, dtype=self.dtype, device=self.device)
         row = 0
@@ -52,10 +58,29 @@ class Weights:
         return torch.cat(list(self._slices(weight))).to(self.device, torch.float32) + offset
 
     def table(self, weight: Weight) -> torch.Tensor:
-        """A table of which few rows are read at a time: on a CPU it stays in its file and keeps the file's dtype."""
+        """A table of which few rows are read at a time: on a CPU it stays in its file and keeps the file's dtype.
+
+        Elsewhere it may be the head too, so that nobody may write to it.
+        """
+        if weight.stored is not None:
+            return self._read([weight])
         tensor = self._checkpoint.tensor(weight.name, weight.stored_shape)
-        mapped = _mapped(tensor) if self.device.type == "cpu" and weight.stored is None else None
-        return self.merged([weight]) if mapped is None else mapped
+        mapped = _mapped(tensor) if self.device.type == "cpu" else None
+        if mapped is not None:
+            return mapped
+        if weight.name not in self._tables:
+            self._tables[weight.name] = self._read([weight])
+        return self._tables[weight.name]
+
+    def _rows_of_table(self, weight: Weight) -> torch.Tensor | None:
+        """Those of a table that has been made; None where the weight is not that."""
+        table = self._tables.get(weight.name)
+        if table is None or weight.stored is None:
+            return table
+        is_one_range = len(weight.stored.ranges) == 1 and not weight.stored.transposed
+        if not is_one_range or isinstance(weight, ColumnPart):
+            return None
+        return table[slice(*weight.stored.ranges[0])]
 
     def _slices(self, weight: Weight) -> Iterator[torch.Tensor]:
         """Consecutive rows of the weight, in the file's dtype, taken out of the tensor that holds it; see `Stored`."""

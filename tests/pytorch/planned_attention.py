@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backends.pytorch.attention import HeadGains
 from backends.pytorch.cpu_attention import CPUAttention
 from backends.pytorch.rotary import Rotation, rotation
 from backends.pytorch.step_tensors import StepTensors
@@ -83,3 +84,6 @@ class PlannedAttention:
         if inner is not None:
             result[:n] = self._inner.attend(inner, spec, rotation, query[:n], key[:n], value[:n])  # type: ignore[arg-type]
         return result
+
+    def attend_normed(self, gains: HeadGains) -> None:
+        """Norms are operations of their own here."""

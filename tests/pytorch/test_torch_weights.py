@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from backends.pytorch.precision import choose_dtype, is_quick_on_cpu, stored_dty
 from backends.pytorch.weights import Weights
 from nanovllm.architectures import Stored, Weight
 from nanovllm.checkpoint import Checkpoint
+from nanovllm.random_weights import random_checkpoint
 from nanovllm.testing import ReferenceModel, teacher_forced_logits, tiny_config, write_checkpoint
 
 CPU = torch.device("cpu")
@@ -50,6 +52,24 @@ def test_a_table_is_left_in_its_file(tmp_path: Path) -> None:
     table = Weights(checkpoint, torch.float32, CPU).table(TABLE)
     assert table.dtype == torch.bfloat16
     assert torch.equal(table.float(), torch.from_numpy(checkpoint.tensor(TABLE.name).read_float32()))
+
+
+def test_a_table_that_is_not_in_a_file_and_the_head_of_that_name_are_held_once(tmp_path: Path) -> None:
+    checkpoint = random_checkpoint(write_checkpoint(tmp_path / "model"))
+    weights = Weights(checkpoint, torch.bfloat16, CPU)
+    apart = weights.merged([TABLE])
+    table, head = weights.table(TABLE), weights.merged([TABLE])
+    assert table.data_ptr() == head.data_ptr() != apart.data_ptr()
+    assert torch.equal(head, apart)
+    rank_part = Weight(TABLE.name, (60, 48), Stored(TABLE.shape, ((100, 160),)))
+    rows = weights.merged([rank_part])
+    assert rows.data_ptr() == table[100:].data_ptr()
+    assert torch.equal(rows, apart[100:160])
+    for ranges, transposed in (((5, 7), (0, 2)), False), (((0, 4),), True):
+        other = Weight(TABLE.name, (4, 48), Stored(TABLE.shape, ranges, transposed))
+        rows = torch.cat([(apart.T if transposed else apart)[start:stop] for start, stop in ranges])
+        assert torch.equal(weights.merged([replace(other, shape=tuple(rows.shape))]), rows)
+    assert torch.equal(weights.merged([TABLE, TABLE]), torch.cat([apart, apart]))
 
 
 def test_auto_takes_the_checkpoints_dtype_only_where_the_processor_is_quick_in_it(tmp_path: Path) -> None:

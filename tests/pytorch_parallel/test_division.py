@@ -14,6 +14,7 @@ from backends.pytorch.ops import record
 from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.parallel.division import Rank, column_part, geometry_part, row_part
 from backends.pytorch.parallel.group_collective import GroupCollective
+from backends.pytorch.pointwise import CPUPointwise
 from backends.pytorch.weights import Weights
 from nanovllm.architectures import Linear, Shard, Stored, Weight
 from nanovllm.checkpoint import Checkpoint
@@ -137,5 +138,5 @@ def held(checkpoint: Checkpoint, collective: Collective | None) -> int:
 
     decoder = read_decoder(checkpoint, None)
     attention = CPUAttention(decoder.geometry, torch.float32, CPU)
-    record(decoder, Weights(checkpoint, torch.float32, CPU), attention, make, collective)
+    record(decoder, Weights(checkpoint, torch.float32, CPU), attention, make, CPUPointwise(), collective)
     return count

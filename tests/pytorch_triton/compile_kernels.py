@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,17 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
 
-from backends.pytorch.triton_kernels import PackedStep, SplitWorkspace, paged_attention, rotate_and_store
+from backends.pytorch.attention import HeadGains
+from backends.pytorch.triton_kernels import (
+    PackedStep,
+    SplitWorkspace,
+    add_rms_norm,
+    gate,
+    paged_attention,
+    rms_norm,
+    rotate_and_store,
+)
+from nanovllm.architectures import Activation
 
 
 class Device:
@@ -72,26 +83,56 @@ def _spilled_bytes(cubin: bytes) -> int:
 
 
 def attend(
-    compiler: Compiler, head_dim: int, dtype: torch.dtype, new: int, *, split: bool = False, **spec: Any
+    compiler: Compiler,
+    head_dim: int,
+    dtype: torch.dtype,
+    new: int,
+    *,
+    group: int = 7,
+    split: bool = False,
+    **spec: Any,
 ) -> None:
     """One launch of attention, of 3 sequences with `new` tokens each."""
-    compiler.case = f"head {head_dim}, {dtype}, {new} new, split {split}, {spec}"
+    compiler.case = f"head {head_dim}, group {group}, {dtype}, {new} new, split {split}, {spec}"
     pools = torch.zeros(2, 8, 16, 2, head_dim, dtype=dtype)
-    query = torch.zeros(3 * new, 2 * 7 * head_dim, dtype=dtype)
-    step = PackedStep(torch.zeros(4).int(), torch.zeros(3).int(), torch.zeros(3, 4).int(), new)
+    query = torch.zeros(3 * new, 2 * group * head_dim, dtype=dtype)
+    step = PackedStep(torch.zeros(4).int(), torch.zeros(3).int(), torch.zeros(3, 64).int(), new)
+    if new == 1:
+        step = replace(step, order=torch.zeros(3, dtype=torch.int64))
     workspace = SplitWorkspace.allocate(head_dim, 132, query.device, least_keys=16) if split else None
     paged_attention(query, *pools, torch.zeros_like(query), step, scale=0.1, workspace=workspace, **spec)
 
 
-def store(compiler: Compiler, head_dim: int, rotary_dim: int, *, interleaved: bool) -> None:
-    """One launch of the rotation and the write, of 3 tokens."""
-    compiler.case = f"head {head_dim}, rotary {rotary_dim}, interleaved {interleaved}"
+def store(
+    compiler: Compiler, head_dim: int, rotary_dim: int, *, interleaved: bool = False, normed: bool = False
+) -> None:
+    """One launch of norms, the rotation and the write, of 3 tokens."""
+    compiler.case = f"head {head_dim}, rotary {rotary_dim}, interleaved {interleaved}, normed {normed}"
     merged = torch.zeros(3, 18 * head_dim, dtype=torch.bfloat16)
     query, key, value = merged.split([14 * head_dim, 2 * head_dim, 2 * head_dim], 1)
     pools = torch.zeros(2, 8, 16, 2, head_dim, dtype=torch.bfloat16)
     cos, sin = torch.zeros(2, 3, rotary_dim // 2) if rotary_dim else (None, None)
     slots = torch.zeros(3).int()
-    rotate_and_store(query, key, value, *pools, slots, num_heads=14, cos=cos, sin=sin, interleaved=interleaved)
+    gains = HeadGains(*torch.zeros(2, head_dim), 1e-6) if normed else None
+    rotate_and_store(
+        query, key, value, *pools, slots, num_heads=14, cos=cos, sin=sin, interleaved=interleaved, gains=gains
+    )
+
+
+def norms(compiler: Compiler, hidden_size: int, head_dim: int) -> None:
+    """One launch of each norm: of a sum, and of 16 heads that are columns of a product."""
+    compiler.case = f"hidden {hidden_size}"
+    rows = torch.zeros(2, 3, hidden_size, dtype=torch.bfloat16)
+    add_rms_norm(rows[0], rows[1], torch.zeros(hidden_size), 1e-6)
+    compiler.case = f"16 heads of {head_dim}"
+    columns = torch.zeros(3, 18 * head_dim, dtype=torch.bfloat16)[:, : 16 * head_dim]
+    rms_norm(columns, torch.zeros(head_dim), 1e-6, groups=16)
+
+
+def gated(compiler: Compiler, features: int, kind: Activation) -> None:
+    """One launch on the two halves of a product."""
+    compiler.case = f"{kind} of {features}"
+    gate(*torch.zeros(3, 2 * features, dtype=torch.bfloat16).chunk(2, 1), kind)
 
 
 def main() -> None:
@@ -104,11 +145,18 @@ def main() -> None:
         attend(compiler, 64, torch.bfloat16, new)
         attend(compiler, 256, torch.float32, new)
         attend(compiler, 80, torch.float16, new, window=100, softcap=20.0)
+        attend(compiler, 64, torch.bfloat16, new, group=71)
     attend(compiler, 128, torch.bfloat16, 1, split=True)
     attend(compiler, 128, torch.bfloat16, 256)
-    store(compiler, 128, 128, interleaved=False)
+    store(compiler, 128, 128)
+    store(compiler, 128, 128, normed=True)
     store(compiler, 80, 32, interleaved=True)
-    store(compiler, 64, 0, interleaved=False)
+    store(compiler, 64, 0)
+    norms(compiler, 1024, 128)
+    norms(compiler, 8192, 80)
+    gated(compiler, 3072, "silu")
+    gated(compiler, 4864, "gelu")
+    gated(compiler, 14336, "gelu_tanh")
 
 
 if __name__ == "__main__":

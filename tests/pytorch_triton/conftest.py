@@ -11,8 +11,9 @@ import pytest
 import torch
 
 KERNELS = "backends.pytorch.triton_kernels."
+KERNEL_MODULES = ("attention_kernel", "gate_kernel", "kv_store_kernel", "norm_kernel", "reduce_kernel")
 MODULES = (
-    *(KERNELS + name for name in ("attention_kernel", "kv_store_kernel", "reduce_kernel")),
+    *(KERNELS + name for name in KERNEL_MODULES),
     "triton.experimental.gluon",  # which a first launch imports
 )
 

@@ -1,6 +1,7 @@
 """The paged attention kernel against attention in float64, and the laws that it must keep."""
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
@@ -114,6 +115,19 @@ def test_only_a_bound_of_the_query_length_is_needed(
     step = random_step(Layer(), ((40, 1), (3, 1)), seed, interpreted_or_cuda)
     packed = replace(step.packed, max_query_len=max_query_len)
     assert_close(step.attend(packed=packed), expected(step), torch.float32)
+
+
+@given(lens=DECODE_LENS, seed=SEEDS, order=st.randoms(use_true_random=False))
+@settings(max_examples=8)
+@pytest.mark.parametrize("splits", [False, True], ids=["whole", "in parts"])
+def test_the_order_in_which_programs_begin_changes_no_bit(
+    lens: Lens, seed: int, order: Random, splits: bool, interpreted_or_cuda: torch.device
+) -> None:
+    step = random_step(Layer(), lens, seed, interpreted_or_cuda)
+    workspace = _workspace(step.layer.head_dim, interpreted_or_cuda) if splits else None
+    sequences = torch.tensor(order.sample(range(len(lens)), len(lens)), device=interpreted_or_cuda)
+    ordered = replace(step.packed, order=sequences)
+    assert torch.equal(step.attend(workspace, SMALL, ordered), step.attend(workspace, SMALL))
 
 
 def test_columns_of_a_merged_product_are_taken_as_they_lie(interpreted_or_cuda: torch.device) -> None:

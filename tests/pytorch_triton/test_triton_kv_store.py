@@ -1,6 +1,6 @@
 """The kernel that turns queries and keys and writes keys and values into the pools."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from hypothesis import given, settings
@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from triton_cases import SEEDS, TOLERANCES, assert_close
 
-from backends.pytorch.triton_kernels import PackedStep, paged_attention, rotate_and_store
+from backends.pytorch.attention import HeadGains
+from backends.pytorch.triton_kernels import PackedStep, paged_attention, rms_norm, rotate_and_store
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def _random_tokens(shape: Shape, seed: int, device: torch.device) -> Tokens:
 
 def _turned(x: Tensor, tokens: Tokens, shape: Shape) -> Tensor:
     """float64 (num_tokens, heads, head_dim): pairs as complex numbers, times exp(i angle)."""
-    heads = x.cpu().double().reshape(shape.num_tokens, -1, shape.head_dim)
+    heads = x.cpu().double().reshape(len(x), -1, shape.head_dim)
     if tokens.cos is None or tokens.sin is None:
         return heads
     turning, rest = heads[..., : shape.rotary_dim], heads[..., shape.rotary_dim :]
@@ -78,11 +79,11 @@ def _turned(x: Tensor, tokens: Tokens, shape: Shape) -> Tensor:
     return torch.cat([joined, rest], -1)
 
 
-def _store(tokens: Tokens, shape: Shape, slots: Tensor | None = None) -> None:
+def _store(tokens: Tokens, shape: Shape, slots: Tensor | None = None, gains: HeadGains | None = None) -> None:
     rotate_and_store(
         tokens.query, tokens.key, tokens.value, tokens.pools[0], tokens.pools[1],
         tokens.slots if slots is None else slots,
-        num_heads=shape.num_heads, cos=tokens.cos, sin=tokens.sin, interleaved=shape.interleaved,
+        num_heads=shape.num_heads, cos=tokens.cos, sin=tokens.sin, interleaved=shape.interleaved, gains=gains,
     )  # fmt: skip
 
 
@@ -104,6 +105,23 @@ def test_heads_are_turned_and_lie_at_their_slots(shape: Shape, seed: int, interp
     others[slots] = False
     assert (keys[others] == 7).all()
     assert (values[others] == 7).all()
+
+
+@given(shape=shapes(), seed=SEEDS, eps=st.sampled_from([1e-6, 0.5]))
+@settings(max_examples=30)
+def test_norms_of_heads_are_those_that_an_operation_of_its_own_computes_before(
+    shape: Shape, seed: int, eps: float, interpreted_or_cuda: torch.device
+) -> None:
+    gains = HeadGains(*(torch.rand(2, shape.head_dim, device=interpreted_or_cuda) + 0.5), eps)
+    together, apart = (_random_tokens(shape, seed, interpreted_or_cuda) for _ in range(2))
+    _store(together, shape, gains=gains)
+    query = rms_norm(apart.query, gains.query, eps, groups=shape.num_heads)
+    key = rms_norm(apart.key, gains.key, eps, groups=shape.num_kv_heads)
+    apart = replace(apart, query=query, key=key)
+    _store(apart, shape)
+    unit = torch.finfo(shape.dtype).eps  # sums of squares are added up in another order
+    torch.testing.assert_close(together.query, apart.query, rtol=4 * unit, atol=4 * unit)
+    torch.testing.assert_close(together.pools, apart.pools, rtol=4 * unit, atol=4 * unit)
 
 
 @given(shape=shapes(), seed=SEEDS)

@@ -82,7 +82,7 @@ def test_graphs_that_divide_long_sequences_give_the_tokens_of_the_cpu(tmp_path: 
     assert tokens_of(runner) == tokens_of(load_runner(folder))
 
 
-@pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")  # numpy's, inside the interpreter
+@pytest.mark.filterwarnings("ignore:(All-NaN slice|invalid value|overflow):RuntimeWarning")  # numpy's, interpreted
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_what_a_sequence_of_nan_leaves_in_its_blocks_reaches_nobody(tmp_path: Path, dtype: str) -> None:
     folder = write_checkpoint(tmp_path / "model")

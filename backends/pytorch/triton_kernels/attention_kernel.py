@@ -12,6 +12,9 @@ How many row blocks there are depends on lengths that the host need not know whe
 one more than the blocks that begin between its first token and the next sequence's, so its blocks are numbered from
 query_start[i] // tokens per block + i, and num_tokens // tokens per block + num_seqs is a bound. Programs past the end
 of their sequence return at once. The row blocks and the online softmax follow arXiv 2511.11581 and 2205.14135.
+
+Programs start in the order of their numbers, of which the KV head is the fastest to change: the heads of a token lie
+beside each other in memory. Row blocks that see many keys start first, so that none is left alone at the end.
 """
 
 # mypy: disable-error-code="import-untyped, import-not-found, untyped-decorator"
@@ -23,8 +26,8 @@ __all__ = ["attend"]
 
 _LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
-_SIZES = ["num_seqs", "table_width", "window"]
-_STEP = ["query_start", "context_lens", "block_tables"]
+_SIZES = ["num_seqs", "num_splits", "table_width", "window"]
+_STEP = ["query_start", "context_lens", "block_tables", "order"]
 
 
 # A step's sizes and the alignment of its arrays are no reason to compile anew in the middle of serving.
@@ -37,10 +40,12 @@ def attend(
     query_start: tl.tensor,  # (num_seqs + 1,)
     context_lens: tl.tensor,  # (num_seqs,)
     block_tables: tl.tensor,  # (num_seqs, table_width)
-    partial: tl.tensor,  # float32 (num_tokens, num_heads, NUM_SPLITS, HEAD_DIM); None where NUM_SPLITS is 1
-    maxima: tl.tensor,  # float32 (num_tokens, num_heads, NUM_SPLITS), with `sums`
+    order: tl.tensor,  # (num_seqs,), of sequences where ONE_TOKEN; or None
+    partial: tl.tensor,  # float32 (num_tokens, num_heads, num_splits, HEAD_DIM); None where not IS_SPLIT
+    maxima: tl.tensor,  # float32 (num_tokens, num_heads, num_splits), with `sums`
     sums: tl.tensor,
     num_seqs: tl.tensor,
+    num_splits: tl.tensor,
     query_stride: tl.tensor,
     output_stride: tl.tensor,
     table_width: tl.tensor,
@@ -54,19 +59,19 @@ def attend(
     BLOCK_SIZE: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
     ONE_TOKEN: tl.constexpr,  # no sequence has more than one token
     HAS_WINDOW: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     WIDEN: tl.constexpr,  # multiply in float32 whatever the pools' type
 ) -> None:
-    seq, block = _row_block(query_start, num_seqs, ROWS // GROUP, ONE_TOKEN)
+    seq, block = _row_block(query_start, order, num_seqs, NUM_KV_HEADS, ROWS // GROUP, ONE_TOKEN)
     first_token = tl.load(query_start + seq)
     num_tokens = tl.load(query_start + seq + 1) - first_token
     first = block * (ROWS // GROUP)
     if first >= num_tokens:
         return
-    kv_head = tl.program_id(1)
+    kv_head = tl.program_id(0) % NUM_KV_HEADS
     context = tl.load(context_lens + seq)
 
     row = tl.arange(0, ROWS)
@@ -82,7 +87,7 @@ def attend(
         rows = rows.to(tl.float32)
 
     start, middle, stop = _key_range(
-        context + first, context + num_tokens, window, ROWS // GROUP, KEYS, NUM_SPLITS, HAS_WINDOW
+        context + first, context + num_tokens, window, num_splits, ROWS // GROUP, KEYS, IS_SPLIT, HAS_WINDOW
     )
     table = block_tables + seq.to(tl.int64) * table_width
     key_heads = key_cache + kv_head * HEAD_DIM
@@ -91,21 +96,23 @@ def attend(
     sums_of_values = tl.zeros([ROWS, WIDTH], tl.float32)
     maximum = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    for MASKED in tl.static_range(2):
-        for key in range(middle if MASKED else start, stop if MASKED else middle, KEYS):
+    # A decode has one iteration at most that needs a mask: one loop for all, since the second would wait for its first
+    # keys with nothing on their way.
+    for MASKED in tl.static_range(1 if ONE_TOKEN else 0, 2):
+        for key in range(middle if MASKED and not ONE_TOKEN else start, stop if MASKED else middle, KEYS):
             sums_of_values, maximum, total = _attend_keys(
                 sums_of_values, maximum, total, rows, key_heads, value_heads, table, key, stop, place, scale, window,
                 softcap, NUM_KV_HEADS * HEAD_DIM, HEAD_DIM, WIDTH, BLOCK_SIZE, KEYS, MASKED, HAS_WINDOW, HAS_SOFTCAP,
                 WIDEN,
             )  # fmt: skip
 
-    if NUM_SPLITS == 1:
+    if not IS_SPLIT:
         total = tl.where(total > 0, total, 1.0)  # rows past the sequence may have seen no key
         at = packed_token * output_stride + head * HEAD_DIM
         values = (sums_of_values / total[:, None]).to(output.dtype.element_ty)
         tl.store(output + at[:, None] + feature[None, :], values, mask=is_element)
     else:
-        part = (packed_token * (NUM_KV_HEADS * GROUP) + head) * NUM_SPLITS + tl.program_id(2)
+        part = (packed_token * (NUM_KV_HEADS * GROUP) + head) * num_splits + tl.program_id(1)
         tl.store(partial + part[:, None] * HEAD_DIM + feature[None, :], sums_of_values, mask=is_element)
         tl.store(maxima + part, maximum, mask=is_row)
         tl.store(sums + part, total, mask=is_row)
@@ -113,14 +120,22 @@ def attend(
 
 @triton.jit
 def _row_block(
-    query_start: tl.tensor, num_seqs: tl.tensor, TOKENS: tl.constexpr, ONE_TOKEN: tl.constexpr
+    query_start: tl.tensor,
+    order: tl.tensor,
+    num_seqs: tl.tensor,
+    NUM_KV_HEADS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    ONE_TOKEN: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
     """The sequence of this program's row block, and which of the sequence's blocks it is."""
-    # The last blocks of a prompt see the most keys: they start first, so that none is left alone at the end.
-    index = tl.num_programs(0) - 1 - tl.program_id(0)
+    index = tl.program_id(0) // NUM_KV_HEADS
     seq = index
     block = 0
-    if not ONE_TOKEN:
+    if ONE_TOKEN:
+        if order is not None:
+            seq = tl.load(order + index).to(tl.int32)
+    else:
+        index = tl.num_programs(0) // NUM_KV_HEADS - 1 - index  # the last blocks of a prompt see the most keys
         low = 0
         high = num_seqs
         while high - low > 1:  # the last sequence whose blocks begin at or before `index`
@@ -139,9 +154,10 @@ def _key_range(
     place: tl.tensor,  # of the first row in its sequence
     length: tl.tensor,  # of the sequence, new tokens included
     window: tl.tensor,
+    num_splits: tl.tensor,
     TOKENS: tl.constexpr,
     KEYS: tl.constexpr,
-    NUM_SPLITS: tl.constexpr,
+    IS_SPLIT: tl.constexpr,
     HAS_WINDOW: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """This program's keys start .. stop; every row sees those before `middle`."""
@@ -151,9 +167,9 @@ def _key_range(
         start = tl.maximum(place - window + 1, 0) // KEYS * KEYS
     # With a window the left edge cuts rows as well: all keys are looked at.
     middle = start if HAS_WINDOW else (place + 1) // KEYS * KEYS
-    if NUM_SPLITS > 1:
-        share = tl.cdiv(tl.cdiv(stop - start, KEYS), NUM_SPLITS) * KEYS
-        start += tl.program_id(2) * share
+    if IS_SPLIT:
+        share = tl.cdiv(tl.cdiv(stop - start, KEYS), num_splits) * KEYS
+        start += tl.program_id(1) * share
         stop = tl.minimum(stop, start + share)
     return start, tl.minimum(tl.maximum(middle, start), stop), stop
 

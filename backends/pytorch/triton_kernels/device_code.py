@@ -1,7 +1,7 @@
 """The kernels themselves, imported when they are first wanted.
 
-The modules `attention_kernel`, `kv_store_kernel` and `reduce_kernel` import Triton when they are imported; everything
-else here reaches them through this function, so that a machine without Triton can import the package.
+The modules named `..._kernel` import Triton when they are imported; everything else here reaches them through this
+function, so that a machine without Triton can import the package.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +15,9 @@ class DeviceCode(NamedTuple):
     """Triton functions, launched as `kernel[grid](...)`."""
 
     attend: Any
+    gate: Any
     reduce_splits: Any
+    rms_norm: Any
     rotate_and_store: Any
 
 
@@ -23,11 +25,13 @@ def device_code() -> DeviceCode:
     """The kernels. Raises `ConfigError` where Triton is not installed."""
     try:
         from backends.pytorch.triton_kernels.attention_kernel import attend
+        from backends.pytorch.triton_kernels.gate_kernel import gate
         from backends.pytorch.triton_kernels.kv_store_kernel import rotate_and_store
+        from backends.pytorch.triton_kernels.norm_kernel import rms_norm
         from backends.pytorch.triton_kernels.reduce_kernel import reduce_splits
     except ImportError as error:
         raise ConfigError(
             f"the torch backend's CUDA kernels cannot be loaded: {error}. They need the package triton, which "
             "PyTorch's CUDA builds for Linux bring along: pip install triton, or run on the CPU (device='cpu')."
         ) from error
-    return DeviceCode(attend, reduce_splits, rotate_and_store)
+    return DeviceCode(attend, gate, reduce_splits, rms_norm, rotate_and_store)

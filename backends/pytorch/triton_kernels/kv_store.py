@@ -1,9 +1,10 @@
-"""Launches the rotation of queries and keys and the write of keys and values into a layer's pools."""
+"""Launches norms and rotation of queries and keys, and the write of keys and values into a layer's pools."""
 
 from typing import Any
 
 from torch import Tensor
 
+from backends.pytorch.attention import HeadGains
 from backends.pytorch.triton_kernels.device_code import device_code
 from backends.pytorch.triton_kernels.tiling import power_of_two_from
 
@@ -24,6 +25,7 @@ def rotate_and_store(
     cos: Tensor | None = None,
     sin: Tensor | None = None,
     interleaved: bool = False,
+    gains: HeadGains | None = None,
 ) -> None:
     """Turns the query in place and writes the turned key and the value of each token into the pools.
 
@@ -32,8 +34,9 @@ def rotate_and_store(
     key_cache, value_cache: (num_blocks, block_size, num_kv_heads, head_dim), contiguous, written to.
     slot_mapping: int32 (num_tokens,), block * block_size + offset; tokens of a negative slot are left alone: padding.
     cos, sin: float32 (num_tokens, rotary_dim / 2) or (num_tokens, 1, rotary_dim / 2), contiguous, of each token's
-    position; the first rotary_dim features of a head turn. None: nothing turns and the query is left alone.
-    interleaved: features 2 i and 2 i + 1 turn together, else i and i + rotary_dim / 2.
+    position; the first rotary_dim features of a head turn. None: nothing turns, and without gains the query is left
+    alone. interleaved: features 2 i and 2 i + 1 turn together, else i and i + rotary_dim / 2. gains: of RMS norms of
+    each head before it turns, None for none; what is normed is rounded to the tensors' dtype.
 
     Allocates nothing and waits for nothing. Raises `ConfigError` where Triton is not installed.
     """
@@ -44,13 +47,13 @@ def rotate_and_store(
     if num_tokens == 0:
         return
     heads = min(_MOST_HEADS, power_of_two_from(max(num_heads, num_kv_heads)))
-    query_parts = -(-num_heads // heads) if num_pairs else 0
+    query_parts = -(-num_heads // heads) if num_pairs or gains else 0
     kernel: Any = device_code().rotate_and_store
     kernel[(num_tokens, query_parts + -(-num_kv_heads // heads))](
         query, key, value, key_cache, value_cache, slot_mapping, cos, sin,
-        query.stride(0), key.stride(0), value.stride(0),
+        *(gains or (None, None, 0.0)), query.stride(0), key.stride(0), value.stride(0),
         NUM_HEADS=num_heads, NUM_KV_HEADS=num_kv_heads, HEAD_DIM=head_dim, NUM_PAIRS=num_pairs, INTERLEAVED=interleaved,
-        HEADS=heads, QUERY_PARTS=query_parts, PAIRS_WIDTH=power_of_two_from(num_pairs),
+        NORMED=gains is not None, HEADS=heads, QUERY_PARTS=query_parts, PAIRS_WIDTH=power_of_two_from(num_pairs),
         REST_WIDTH=power_of_two_from(head_dim - 2 * num_pairs), WIDTH=power_of_two_from(head_dim), num_warps=2,
     )  # fmt: skip
 

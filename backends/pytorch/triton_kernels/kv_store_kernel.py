@@ -1,7 +1,9 @@
-"""Rotary position embedding and the write into the KV cache, in Triton. Device code; `kv_store.py` launches it.
+"""Norms of heads, rotary position embedding and the write into the KV cache, in Triton. Device code; `kv_store.py`
+launches it.
 
-Programs (token, part): the first parts turn HEADS query heads each, in place; the others turn HEADS key heads and put
-them, with the values of those heads, where the token's slot is. Arithmetic is float32.
+Programs (token, part): the first parts norm and turn HEADS query heads each, in place; the others norm and turn HEADS
+key heads and put them, with the values of those heads, where the token's slot is. Arithmetic is float32; what is normed
+is rounded before it is turned, as where the norm is an operation of its own.
 """
 
 # mypy: disable-error-code="import-untyped, import-not-found, untyped-decorator"
@@ -22,6 +24,9 @@ def rotate_and_store(
     slot_mapping: tl.tensor,  # (num_tokens,)
     cos: tl.tensor,  # float32 (num_tokens, NUM_PAIRS); None where NUM_PAIRS is 0
     sin: tl.tensor,
+    query_gain: tl.tensor,  # float32 (HEAD_DIM,); None where not NORMED
+    key_gain: tl.tensor,
+    eps: tl.tensor,
     query_stride: tl.tensor,
     key_stride: tl.tensor,
     value_stride: tl.tensor,
@@ -30,6 +35,7 @@ def rotate_and_store(
     HEAD_DIM: tl.constexpr,
     NUM_PAIRS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    NORMED: tl.constexpr,
     HEADS: tl.constexpr,
     QUERY_PARTS: tl.constexpr,
     PAIRS_WIDTH: tl.constexpr,  # powers of two from NUM_PAIRS, the features that do not turn, and HEAD_DIM
@@ -42,50 +48,78 @@ def rotate_and_store(
         return
     part = tl.program_id(1)
     head = tl.arange(0, HEADS)[:, None]
-    if NUM_PAIRS > 0:
-        pair = tl.arange(0, PAIRS_WIDTH)
-        is_pair = (pair < NUM_PAIRS)[None, :]
-        c = tl.load(cos + token * NUM_PAIRS + pair, mask=pair < NUM_PAIRS, other=0.0)[None, :]
-        s = tl.load(sin + token * NUM_PAIRS + pair, mask=pair < NUM_PAIRS, other=0.0)[None, :]
-        one = (2 * pair if INTERLEAVED else pair)[None, :]
-        other = one + (1 if INTERLEAVED else NUM_PAIRS)
     if part < QUERY_PARTS:
-        if NUM_PAIRS > 0:
-            heads = part * HEADS + head
-            base = query + token * query_stride + heads * HEAD_DIM
-            _turn(base, base, one, other, c, s, is_pair & (heads < NUM_HEADS))
+        heads = part * HEADS + head
+        base = query + token * query_stride + heads * HEAD_DIM
+        _put_heads(
+            base, base, heads < NUM_HEADS, query_gain, eps, cos, sin, token,
+            HEADS, HEAD_DIM, NUM_PAIRS, PAIRS_WIDTH, REST_WIDTH, INTERLEAVED, NORMED, NORMED,
+        )  # fmt: skip
     else:
         heads = (part - QUERY_PARTS) * HEADS + head
         is_head = heads < NUM_KV_HEADS
-        base = key + token * key_stride + heads * HEAD_DIM
         into = (slot * NUM_KV_HEADS + heads) * HEAD_DIM
-        if NUM_PAIRS > 0:
-            _turn(base, key_cache + into, one, other, c, s, is_head & is_pair)
-        if HEAD_DIM > 2 * NUM_PAIRS:
-            rest = (2 * NUM_PAIRS + tl.arange(0, REST_WIDTH))[None, :]
-            _copy(base + rest, key_cache + into + rest, is_head & (rest < HEAD_DIM))
+        base = key + token * key_stride + heads * HEAD_DIM
+        _put_heads(
+            base, key_cache + into, is_head, key_gain, eps, cos, sin, token,
+            HEADS, HEAD_DIM, NUM_PAIRS, PAIRS_WIDTH, REST_WIDTH, INTERLEAVED, NORMED, True,
+        )  # fmt: skip
         feature = tl.arange(0, WIDTH)[None, :]
-        base = value + token * value_stride + heads * HEAD_DIM
-        _copy(base + feature, value_cache + into + feature, is_head & (feature < HEAD_DIM))
+        is_element = is_head & (feature < HEAD_DIM)
+        values = tl.load(value + token * value_stride + heads * HEAD_DIM + feature, mask=is_element, other=0.0)
+        tl.store(value_cache + into + feature, values.to(value_cache.dtype.element_ty), mask=is_element)
 
 
 @triton.jit
-def _turn(
-    source: tl.tensor,
+def _put_heads(
+    source: tl.tensor,  # (HEADS, 1), of the heads' first features
     target: tl.tensor,
-    one: tl.tensor,
-    other: tl.tensor,
+    is_head: tl.tensor,
+    gain: tl.tensor,
+    eps: tl.tensor,
     cos: tl.tensor,
     sin: tl.tensor,
-    mask: tl.tensor,
+    token: tl.tensor,
+    HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    NUM_PAIRS: tl.constexpr,
+    PAIRS_WIDTH: tl.constexpr,
+    REST_WIDTH: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    NORMED: tl.constexpr,
+    PUTS_REST: tl.constexpr,  # whether features that do not turn are put as well
 ) -> None:
-    """The features `one` and `other` of heads at `source`, turned, to the same features at `target`."""
-    a = tl.load(source + one, mask=mask, other=0.0).to(tl.float32)
-    b = tl.load(source + other, mask=mask, other=0.0).to(tl.float32)
-    tl.store(target + one, (a * cos - b * sin).to(target.dtype.element_ty), mask=mask)
-    tl.store(target + other, (b * cos + a * sin).to(target.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _copy(source: tl.tensor, target: tl.tensor, mask: tl.tensor) -> None:
-    tl.store(target, tl.load(source, mask=mask, other=0.0).to(target.dtype.element_ty), mask=mask)
+    """Heads at `source`, normed and turned, to `target`."""
+    HAS_REST: tl.constexpr = PUTS_REST and HEAD_DIM > 2 * NUM_PAIRS
+    pair = tl.arange(0, PAIRS_WIDTH)[None, :]
+    is_pair = pair < NUM_PAIRS
+    one = 2 * pair if INTERLEAVED else pair
+    other = one + (1 if INTERLEAVED else NUM_PAIRS)
+    rest = (2 * NUM_PAIRS + tl.arange(0, REST_WIDTH))[None, :]
+    is_rest = rest < HEAD_DIM
+    if NUM_PAIRS > 0:
+        a = tl.load(source + one, mask=is_head & is_pair, other=0.0).to(tl.float32)
+        b = tl.load(source + other, mask=is_head & is_pair, other=0.0).to(tl.float32)
+    if HAS_REST:
+        others = tl.load(source + rest, mask=is_head & is_rest, other=0.0).to(tl.float32)
+    if NORMED:
+        squares = tl.zeros([HEADS], tl.float32)
+        if NUM_PAIRS > 0:
+            squares += tl.sum(a * a + b * b, 1)
+        if HAS_REST:
+            squares += tl.sum(others * others, 1)
+        inverse = tl.rsqrt(squares / HEAD_DIM + eps)[:, None]
+        if NUM_PAIRS > 0:
+            a *= inverse * tl.load(gain + one, mask=is_pair, other=0.0)
+            b *= inverse * tl.load(gain + other, mask=is_pair, other=0.0)
+            a = a.to(source.dtype.element_ty).to(tl.float32)
+            b = b.to(source.dtype.element_ty).to(tl.float32)
+        if HAS_REST:
+            others *= inverse * tl.load(gain + rest, mask=is_rest, other=0.0)
+    if NUM_PAIRS > 0:
+        c = tl.load(cos + token * NUM_PAIRS + pair, mask=is_pair, other=0.0)
+        s = tl.load(sin + token * NUM_PAIRS + pair, mask=is_pair, other=0.0)
+        tl.store(target + one, (a * c - b * s).to(target.dtype.element_ty), mask=is_head & is_pair)
+        tl.store(target + other, (b * c + a * s).to(target.dtype.element_ty), mask=is_head & is_pair)
+    if HAS_REST:
+        tl.store(target + rest, others.to(target.dtype.element_ty), mask=is_head & is_rest)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from backends.pytorch.triton_kernels.device_code import device_code
-from backends.pytorch.triton_kernels.splits import SplitWorkspace
+from backends.pytorch.triton_kernels.splits import MOST_SPLITS, SplitWorkspace
 from backends.pytorch.triton_kernels.tiling import Tiling, head_width, tiling_for
 
 __all__ = ["PackedStep", "paged_attention"]
@@ -19,13 +19,16 @@ class PackedStep:
     query_start: int32 (num_seqs + 1,). context_lens: int32 (num_seqs,). block_tables: int32 (num_seqs, max_blocks),
     rows contiguous; entries past a sequence's length are not read. All on the device, as in `Batch`. A captured graph
     that replays for fewer sequences gives the others no tokens: query_start repeats its last value.
-    max_query_len: no sequence has more new tokens, in any replay.
+    max_query_len: no sequence has more new tokens, in any replay. order: int (num_seqs,), all sequences, in which order
+    programs begin with them where max_query_len is 1: the longest first keeps a device busy to the end. It changes no
+    result; None: as they come.
     """
 
     query_start: Tensor
     context_lens: Tensor
     block_tables: Tensor
     max_query_len: int
+    order: Tensor | None = None
 
 
 def paged_attention(
@@ -77,19 +80,19 @@ def paged_attention(
         (None,) * 3 if workspace is None or num_splits == 1 else (workspace.partial, workspace.maxima, workspace.sums)
     )
     kernels = device_code()
-    kernels.attend[(row_blocks, num_kv_heads, num_splits)](
-        output, query, key_cache, value_cache, step.query_start, step.context_lens, step.block_tables, *parts,
-        num_seqs, query.stride(0), output.stride(0), step.block_tables.stride(0), float(scale), window or 0,
-        float(softcap or 0),
+    kernels.attend[(row_blocks * num_kv_heads, num_splits)](
+        output, query, key_cache, value_cache, step.query_start, step.context_lens, step.block_tables, step.order,
+        *parts, num_seqs, num_splits, query.stride(0), output.stride(0), step.block_tables.stride(0), float(scale),
+        window or 0, float(softcap or 0),
         NUM_KV_HEADS=num_kv_heads, GROUP=group, HEAD_DIM=head_dim, WIDTH=head_width(head_dim),
-        BLOCK_SIZE=block_size, ROWS=tiling.rows, KEYS=tiling.keys, NUM_SPLITS=num_splits, ONE_TOKEN=one_token,
+        BLOCK_SIZE=block_size, ROWS=tiling.rows, KEYS=tiling.keys, IS_SPLIT=num_splits > 1, ONE_TOKEN=one_token,
         HAS_WINDOW=window is not None, HAS_SOFTCAP=softcap is not None, WIDEN=_must_widen(query),
         num_warps=tiling.num_warps, num_stages=tiling.num_stages,
     )  # fmt: skip
     if num_splits > 1:
         kernels.reduce_splits[(num_tokens, num_heads)](
-            output, *parts, step.query_start, num_seqs, output.stride(0),
-            NUM_HEADS=num_heads, HEAD_DIM=head_dim, WIDTH=head_width(head_dim), NUM_SPLITS=num_splits,
+            output, *parts, step.query_start, num_seqs, num_splits, output.stride(0),
+            NUM_HEADS=num_heads, HEAD_DIM=head_dim, WIDTH=head_width(head_dim), MOST_SPLITS=MOST_SPLITS,
         )  # fmt: skip
 
 

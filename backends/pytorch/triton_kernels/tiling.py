@@ -5,7 +5,8 @@ from dataclasses import dataclass
 __all__ = ["Tiling", "head_width", "power_of_two_from", "tiling_for"]
 
 _LEAST_SIDE = 16  # of a matrix product that Triton takes
-_MOST_KEYS = 64
+_MOST_KEYS = 128
+_TILE_BYTES = 32 * 1024  # of keys and values of one iteration
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +40,11 @@ def tiling_for(*, group: int, head_dim: int, max_query_len: int, element_size: i
     The sizes leave hardly a register spilled and fit into 99 KiB of shared memory, the least of sm_80 to sm_90.
     """
     width = head_width(head_dim)
-    is_half = element_size == 2
+    is_half, is_decode = element_size == 2, max_query_len == 1
     most = (128 if is_half else 32) // (1 if width <= 128 else 2)
-    wanted = min(most, power_of_two_from(group * max_query_len)) if max_query_len > 1 else 0
+    wanted = 0 if is_decode else min(most, power_of_two_from(group * max_query_len))
     rows = max(_LEAST_SIDE, power_of_two_from(group), wanted)
-    tile_bytes = 16 * 1024 if max_query_len == 1 else 32 * 1024
-    num_ahead = 2 if max_query_len == 1 and is_half else 1
-    most_keys = _MOST_KEYS if is_half else _MOST_KEYS // 2
-    keys = max(_LEAST_SIDE, min(most_keys, tile_bytes // (2 * width * element_size)))
+    most_keys = _MOST_KEYS // (1 if is_half else 4) // (1 if is_decode and rows == _LEAST_SIDE else 2)
+    keys = max(_LEAST_SIDE, min(most_keys, _TILE_BYTES // (2 * width * element_size)))
+    num_ahead = 2 if is_decode and is_half else 1
     return Tiling(rows, keys, num_warps=8 if rows >= 64 else 4, num_stages=2 * num_ahead + 1)
