@@ -21,7 +21,7 @@ from backends.pytorch.arrivals import Arrival, as_current
 from backends.pytorch.attention import PagedAttention
 from backends.pytorch.decode_graphs import DecodeGraphs
 from backends.pytorch.device_memory import DeviceMemory, kv_cache_bytes
-from backends.pytorch.device_sampler import Sampling, sample_tokens
+from backends.pytorch.device_sampler import Sample
 from backends.pytorch.device_step import DeviceStep
 from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.program import Program, StepInputs
@@ -63,6 +63,7 @@ class DeviceRunner(TorchRunner):
         *,
         device: torch.device,
         limits: StepLimits,
+        sample: Sample,
         graphs: DecodeGraphs | None = None,
         memory: DeviceMemory | None = None,
         collective: Collective | None = None,
@@ -70,6 +71,7 @@ class DeviceRunner(TorchRunner):
         super().__init__(program, [], attention, model_info, device=device, num_threads=1)
         self._rotations = rotations
         self._limits = limits
+        self._sample = sample
         self._graphs = graphs if program.is_static else None
         self._memory = memory
         self._collective = collective
@@ -166,7 +168,7 @@ class DeviceRunner(TorchRunner):
         chosen, others = logits, logits[:0]
         if not is_chosen.all():
             chosen, others = logits.index_select(0, step.chosen), logits.index_select(0, step.others)
-        tokens = sample_tokens(chosen, step.sampling, Sampling.of(batch.sampling.rows[is_chosen]))
+        tokens = self._sample(chosen, step.sampling)
         self._latest.index_copy_(0, step.token_slots.long(), tokens.int())
         return Arrival([tokens, others.float()], self._device)
 

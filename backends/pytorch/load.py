@@ -12,6 +12,7 @@ from backends.pytorch.cuda_graphs import CUDAGraphs
 from backends.pytorch.decode_graphs import Capture, DecodeGraphs, graph_sizes
 from backends.pytorch.device_memory import DEFAULT_UTILIZATION, CUDAMemory, DeviceMemory
 from backends.pytorch.device_runner import DeviceRunner, Rotations
+from backends.pytorch.device_sampler import Sample, sample_tokens
 from backends.pytorch.devices import choose_device, num_cuda_devices
 from backends.pytorch.fusion import Fuse, compiled, unfused
 from backends.pytorch.linear import MakeLinear, make_linear
@@ -26,6 +27,7 @@ from backends.pytorch.runner import TorchRunner
 from backends.pytorch.step_limits import StepLimits
 from backends.pytorch.step_tensors import StepTensors
 from backends.pytorch.triton_attention import PairRotations, TritonAttention
+from backends.pytorch.triton_kernels import draw_tokens
 from backends.pytorch.triton_kernels.device_code import device_code
 from backends.pytorch.weights import Weights
 from nanovllm.architectures import (
@@ -95,11 +97,13 @@ def load_runner(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceParts:
-    """What a device brings. make_attention, make_rotations: of one kind. capture: makes graphs of decode steps; None:
-    no graphs. memory: None where the engine sizes the KV cache. fuse: of chains of point-wise operations."""
+    """What a device brings. make_attention, make_rotations: of one kind. sample: of plain rows. capture: makes graphs
+    of decode steps; None: no graphs. memory: None where the engine sizes the KV cache. fuse: of chains of point-wise
+    operations."""
 
     make_attention: Callable[[Geometry, torch.dtype, torch.device], PagedAttention[StepTensors]]
     make_rotations: Callable[[list[Rope], torch.device], Rotations] = PairRotations
+    sample: Sample = sample_tokens
     capture: Capture | None = None
     memory: DeviceMemory | None = None
     fuse: Fuse = unfused
@@ -139,6 +143,7 @@ def load_device_runner(
         info,
         device=device,
         limits=replace(limits, max_model_len=longest),
+        sample=parts.sample,
         graphs=None if parts.capture is None else DecodeGraphs(graph_sizes(limits.max_num_seqs), parts.capture),
         memory=parts.memory,
         collective=collective,
@@ -152,6 +157,7 @@ def _cuda_parts(device: torch.device, options: TorchOptions) -> DeviceParts:
     num_processors = torch.cuda.get_device_properties(device).multi_processor_count
     return DeviceParts(
         make_attention=partial(TritonAttention, num_processors=num_processors),
+        sample=draw_tokens,
         capture=None if options.enforce_eager else CUDAGraphs(device),
         memory=CUDAMemory(device, options.gpu_memory_utilization or DEFAULT_UTILIZATION),
         fuse=compiled if options.torch_compile else unfused,

@@ -19,6 +19,7 @@ from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.program import Values
 from backends.pytorch.step_limits import StepLimits
 from backends.pytorch.triton_attention import TritonAttention
+from backends.pytorch.triton_kernels import draw_tokens
 from nanovllm import SamplingParams
 from nanovllm.batch import SAMPLING_ROW, Batch, LogitsEdits, SamplingBatch
 from nanovllm.checkpoint import Checkpoint
@@ -80,7 +81,12 @@ def load_device(
     """A device runner on the CPU. triton: with the kernels of CUDA, interpreted, which takes some 5 ms each.
     collective: of the ranks that the model is divided among; the runner is that of one of them."""
     if triton:
-        parts = DeviceParts(make_attention=partial(TritonAttention, num_processors=4), capture=capture, memory=memory)
+        parts = DeviceParts(
+            make_attention=partial(TritonAttention, num_processors=4),
+            sample=draw_tokens,
+            capture=capture,
+            memory=memory,
+        )
     else:
         parts = DeviceParts(
             make_attention=lambda *arguments: PlannedAttention(CPUAttention(*arguments)),

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime import driver
 
-from backends.pytorch.triton_kernels import PackedStep, SplitWorkspace, paged_attention, rotate_and_store
+from backends.pytorch.triton_kernels import PackedStep, SplitWorkspace, draw_tokens, paged_attention, rotate_and_store
 
 
 class Device:
@@ -94,6 +94,12 @@ def store(compiler: Compiler, head_dim: int, rotary_dim: int, *, interleaved: bo
     rotate_and_store(query, key, value, *pools, slots, num_heads=14, cos=cos, sin=sin, interleaved=interleaved)
 
 
+def sample(compiler: Compiler, vocab_size: int, dtype: torch.dtype) -> None:
+    """One launch of both kernels of the sampler, of 3 rows."""
+    compiler.case = f"vocabulary of {vocab_size}, {dtype}"
+    draw_tokens(torch.zeros(3, vocab_size, dtype=dtype), torch.zeros(5, 3, dtype=torch.float64))
+
+
 def main() -> None:
     device = Device(int(sys.argv[1]))
     driver.set_active(device)
@@ -109,6 +115,9 @@ def main() -> None:
     store(compiler, 128, 128, interleaved=False)
     store(compiler, 80, 32, interleaved=True)
     store(compiler, 64, 0, interleaved=False)
+    sample(compiler, 151_936, torch.bfloat16)
+    sample(compiler, 262_144, torch.float16)
+    sample(compiler, 97, torch.float32)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 
 KERNELS = "backends.pytorch.triton_kernels."
 MODULES = (
-    *(KERNELS + name for name in ("attention_kernel", "kv_store_kernel", "reduce_kernel")),
+    *(KERNELS + name for name in ("attention_kernel", "kv_store_kernel", "reduce_kernel", "sampling_kernel")),
     "triton.experimental.gluon",  # which a first launch imports
 )
 
