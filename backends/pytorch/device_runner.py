@@ -21,7 +21,7 @@ from backends.pytorch.arrivals import Arrival, as_current
 from backends.pytorch.attention import PagedAttention
 from backends.pytorch.decode_graphs import DecodeGraphs
 from backends.pytorch.device_memory import DeviceMemory, kv_cache_bytes
-from backends.pytorch.device_sampler import Sampling, sample_tokens
+from backends.pytorch.device_sampler import Sample
 from backends.pytorch.device_step import DeviceStep
 from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.program import Program, StepInputs
@@ -62,6 +62,7 @@ class DeviceRunner(TorchRunner):
         *,
         device: torch.device,
         limits: StepLimits,
+        sample: Sample,
         graphs: DecodeGraphs | None = None,
         memory: DeviceMemory | None = None,
         collective: Collective | None = None,
@@ -69,9 +70,11 @@ class DeviceRunner(TorchRunner):
         super().__init__(program, [], attention, model_info, device=device, num_threads=1)
         self._rotations = rotations
         self._limits = limits
+        self._sample = sample
         self._graphs = graphs if program.is_static else None
         self._memory = memory
         self._collective = collective
+        self._is_first = collective is None or collective.rank.number == 0
         self._slots = TokenSlots(max(_LEAST_TOKEN_SLOTS, 2 * limits.max_num_seqs))
         self._latest = torch.zeros(self._slots.spare + 1, dtype=torch.int32, device=device)
         self._table_width = 0  # of captured graphs
@@ -85,8 +88,7 @@ class DeviceRunner(TorchRunner):
             return None
         self.allocate_pools(1, self.preferred_block_size)
         largest, decode = (make(self._limits, self._table_width) for make in (largest_step, decode_step))
-        is_first = self._collective is None or self._collective.rank.number == 0
-        runs: list[Callable[[], object]] = [lambda: (self.execute if is_first else self.follow)(largest)]
+        runs: list[Callable[[], object]] = [lambda: (self.execute if self._is_first else self.follow)(largest)]
         if self._graphs is not None:
             runs.append(lambda: self._run_body(decode))
         with self._failures(largest.num_tokens):
@@ -109,16 +111,18 @@ class DeviceRunner(TorchRunner):
         self._buffers = StepBuffers(largest.num_words, self._device)
 
     def warm_up(self) -> None:
-        """Captures all graphs, the largest first, whose memory the others share, and compiles what other steps need.
-        All ranks have to do so at once."""
+        """Captures all graphs, the largest first, whose memory the others share, and compiles what other steps and the
+        sampler need. All ranks have to do so at once."""
         for step in warm_up_steps(self._limits, self._table_width) if self._memory is not None else ():
             with self._failures(step.num_tokens):
                 self._run_body(step)
-        sizes = [] if self._graphs is None else self._graphs.sizes
-        for size in reversed(sizes):
+        for size in [1] if self._graphs is None else reversed(self._graphs.sizes):
             step = decode_step(self._limits, self._table_width, size)
+            if not self._is_first:
+                self.follow(step)
+                continue
             with self._failures(size):
-                self._launch(step, np.ones(size, np.bool_), np.zeros(size, np.int32))
+                self._run_and_sample(step, np.ones(size, np.bool_), np.full(size, self._slots.spare, np.int32))
 
     def submit(self, batch: Batch) -> PendingStep:
         """Queues a step and returns; the batch must stay as it is until its result has been taken."""
@@ -165,7 +169,7 @@ class DeviceRunner(TorchRunner):
         chosen, others = logits, logits[:0]
         if not is_chosen.all():
             chosen, others = logits.index_select(0, step.chosen), logits.index_select(0, step.others)
-        tokens = sample_tokens(chosen, step.sampling, Sampling.of(batch.sampling.rows[is_chosen]))
+        tokens = self._sample(chosen, step.sampling)
         self._latest.index_copy_(0, step.token_slots.long(), tokens.int())
         return Arrival([tokens, others.float()], self._device)
 

@@ -12,8 +12,9 @@ from backends.pytorch.cuda_graphs import CUDAGraphs
 from backends.pytorch.decode_graphs import Capture, DecodeGraphs, graph_sizes
 from backends.pytorch.device_memory import DEFAULT_UTILIZATION, CUDAMemory, DeviceMemory
 from backends.pytorch.device_runner import DeviceRunner, Rotations
+from backends.pytorch.device_sampler import Sample, sample_tokens
 from backends.pytorch.devices import choose_device, num_cuda_devices
-from backends.pytorch.fusion import compiled, unfused
+from backends.pytorch.fusion import Fuse, compiled, unfused
 from backends.pytorch.linear import MakeLinear, make_linear
 from backends.pytorch.model_facts import make_model_info
 from backends.pytorch.ops import record
@@ -27,6 +28,7 @@ from backends.pytorch.runner import TorchRunner
 from backends.pytorch.step_limits import StepLimits
 from backends.pytorch.step_tensors import StepTensors
 from backends.pytorch.triton_attention import PairRotations, TritonAttention
+from backends.pytorch.triton_kernels import draw_tokens
 from backends.pytorch.triton_kernels.device_code import device_code
 from backends.pytorch.triton_pointwise import TritonPointwise
 from backends.pytorch.weights import Weights
@@ -35,7 +37,7 @@ from nanovllm.checkpoint import Checkpoint
 from nanovllm.checkpoint_decoder import read_decoder
 from nanovllm.config import EngineConfig
 
-__all__ = ["DeviceParts", "load_device_runner", "load_runner"]
+__all__ = ["DeviceParts", "load_device_runner", "load_runner", "triton_parts"]
 
 _MAKE_LINEAR: dict[str | None, MakeLinear] = {None: make_linear, "int8": make_int8_linear, "int4": make_int4_linear}
 
@@ -90,11 +92,13 @@ def load_runner(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceParts:
-    """What a device brings. make_attention, make_rotations: of one kind. capture: makes graphs of decode steps; None:
-    no graphs. memory: None where the engine sizes the KV cache. pointwise: norms and activations."""
+    """What a device brings. make_attention, make_rotations: of one kind. sample: of plain rows. capture: makes graphs
+    of decode steps; None: no graphs. memory: None where the engine sizes the KV cache. pointwise: norms and
+    activations."""
 
     make_attention: Callable[[Geometry, torch.dtype, torch.device], PagedAttention[StepTensors]]
     make_rotations: Callable[[list[Rope], torch.device], Rotations] = PairRotations
+    sample: Sample = sample_tokens
     capture: Capture | None = None
     memory: DeviceMemory | None = None
     pointwise: PointwiseOps = field(default_factory=CPUPointwise)
@@ -134,6 +138,7 @@ def load_device_runner(
         info,
         device=device,
         limits=replace(limits, max_model_len=longest),
+        sample=parts.sample,
         graphs=None if parts.capture is None else DecodeGraphs(graph_sizes(limits.max_num_seqs), parts.capture),
         memory=parts.memory,
         collective=collective,
@@ -145,9 +150,22 @@ def _cuda_parts(device: torch.device, options: TorchOptions) -> DeviceParts:
     device_code()
     torch.cuda.set_device(device)  # Triton launches on the current device
     num_processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return DeviceParts(
-        make_attention=partial(TritonAttention, num_processors=num_processors),
+    return triton_parts(
+        num_processors,
+        fuse=compiled if options.torch_compile else unfused,
         capture=None if options.enforce_eager else CUDAGraphs(device),
         memory=CUDAMemory(device, options.gpu_memory_utilization or DEFAULT_UTILIZATION),
-        pointwise=TritonPointwise(compiled if options.torch_compile else unfused),
+    )
+
+
+def triton_parts(
+    num_processors: int, *, capture: Capture | None = None, memory: DeviceMemory | None = None, fuse: Fuse = unfused
+) -> DeviceParts:
+    """Those with all the Triton kernels. num_processors: of the device. fuse: of point-wise chains without a kernel."""
+    return DeviceParts(
+        make_attention=partial(TritonAttention, num_processors=num_processors),
+        sample=draw_tokens,
+        capture=capture,
+        memory=memory,
+        pointwise=TritonPointwise(fuse),
     )

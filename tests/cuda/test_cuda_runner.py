@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from backends.pytorch.device_runner import DeviceRunner
-from backends.pytorch.device_sampler import Sampling, sample_tokens, sampling_rows
+from backends.pytorch.device_sampler import sampling_rows
+from backends.pytorch.triton_kernels import draw_tokens
 from nanovllm import LLM, SamplingParams
 from nanovllm.batch import SAMPLING_ROW, LogitsEdits
 from nanovllm.sampler import draw, uniform
@@ -39,7 +40,7 @@ def test_the_device_draws_what_the_host_draws(dtype: torch.dtype) -> None:
     rows["seed"] = random.integers(0, 2**63, 200)
     positions = np.arange(200)
     parameters = torch.from_numpy(sampling_rows(rows, positions)).cuda()
-    tokens = sample_tokens(logits.cuda(), parameters, Sampling.of(rows)).cpu().numpy()
+    tokens = draw_tokens(logits.cuda(), parameters).cpu().numpy()
     np.testing.assert_array_equal(tokens, draw(logits.float().numpy(), rows, uniform(rows["seed"], positions)))
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -14,12 +13,10 @@ from backends.pytorch.cpu_attention import CPUAttention
 from backends.pytorch.decode_graphs import Capture
 from backends.pytorch.device_memory import DeviceMemory
 from backends.pytorch.device_runner import DeviceRunner
-from backends.pytorch.load import DeviceParts, load_device_runner
+from backends.pytorch.load import DeviceParts, load_device_runner, triton_parts
 from backends.pytorch.parallel.collective import Collective
 from backends.pytorch.program import Values
 from backends.pytorch.step_limits import StepLimits
-from backends.pytorch.triton_attention import TritonAttention
-from backends.pytorch.triton_pointwise import TritonPointwise
 from nanovllm import SamplingParams
 from nanovllm.batch import SAMPLING_ROW, Batch, LogitsEdits, SamplingBatch
 from nanovllm.checkpoint import Checkpoint
@@ -81,12 +78,7 @@ def load_device(
     """A device runner on the CPU. triton: with the kernels of CUDA, interpreted, which takes some 5 ms each.
     collective: of the ranks that the model is divided among; the runner is that of one of them."""
     if triton:
-        parts = DeviceParts(
-            make_attention=partial(TritonAttention, num_processors=4),
-            capture=capture,
-            memory=memory,
-            pointwise=TritonPointwise(),
-        )
+        parts = triton_parts(4, capture=capture, memory=memory)
     else:
         parts = DeviceParts(
             make_attention=lambda *arguments: PlannedAttention(CPUAttention(*arguments)),

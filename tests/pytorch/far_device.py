@@ -92,9 +92,9 @@ class Received:
 def far_device() -> Iterator[tuple[torch.device, DeviceCode]]:
     """The device, where all that is computed within is done, and its kernels. Once a process."""
     _setup_privateuseone_for_python_backend(FAR[0], backend_module=Backend())
-    kernels = DeviceCode(Kernel(), Kernel(), Kernel())
+    kernels = DeviceCode(*(Kernel() for _ in DeviceCode._fields))
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
-        for launcher in ("kv_store", "paged_attention"):
+        for launcher in ("gate", "kv_store", "norm", "paged_attention", "sampling"):
             module = import_module(f"backends.pytorch.triton_kernels.{launcher}")
             patch.setattr(module, "device_code", lambda: kernels)
         patch.setattr("backends.pytorch.step_tensors.on_host", HostMemory)

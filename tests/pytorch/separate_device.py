@@ -11,7 +11,6 @@ all launches of kernels.
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from backends.pytorch.device_runner import DeviceRunner
-from backends.pytorch.load import DeviceParts, load_device_runner
+from backends.pytorch.load import load_device_runner, triton_parts
 from backends.pytorch.program import Values
-from backends.pytorch.triton_attention import TritonAttention
 from nanovllm.batch import Batch, LogitsEdits
 from nanovllm.checkpoint import Checkpoint
 from tests.pytorch.device_driver import LIMITS, Sequences, sampling_row
@@ -90,7 +88,7 @@ def submit(runner: DeviceRunner, batch: Batch, *, kept: Sequence[str] = ()) -> i
 
 
 def run(folder: Path, dtype: str, device: torch.device) -> dict[str, int]:
-    parts = DeviceParts(make_attention=partial(TritonAttention, num_processors=132), capture=WatchedGraph)
+    parts = triton_parts(132, capture=WatchedGraph)
     runner = load_device_runner(Checkpoint(folder), device, parts, name="model", dtype=dtype, limits=LIMITS)
     rows = [
         sampling_row(),

@@ -1,4 +1,4 @@
-"""The device's sampler gives the tokens of `nanovllm.sampler`."""
+"""The sampler of devices that bring none of their own gives the tokens of `nanovllm.sampler`."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.pytorch.device_sampler import Sampling, sample_tokens, sampling_rows
+from backends.pytorch.device_sampler import sample_tokens, sampling_rows
 from nanovllm.batch import SAMPLING_ROW
 from nanovllm.sampler import draw, uniform
 
@@ -24,7 +24,7 @@ def device_tokens(
     logits: npt.NDArray[np.float32], rows: npt.NDArray[np.void], positions: npt.NDArray[np.int64]
 ) -> list[int]:
     parameters = torch.from_numpy(sampling_rows(rows, positions))
-    return sample_tokens(torch.from_numpy(logits), parameters, Sampling.of(rows)).tolist()
+    return sample_tokens(torch.from_numpy(logits), parameters).tolist()
 
 
 @given(
@@ -49,7 +49,7 @@ def test_it_gives_the_tokens_of_the_core(
 
 
 def test_many_rows_of_a_real_vocabulary_agree() -> None:
-    """More rows than are sampled at once, each with parameters of its own."""
+    """Each with parameters of its own."""
     random = np.random.default_rng(3)
     logits = (random.standard_normal((70, 5000)) * 3).astype(np.float32)
     table = np.zeros(70, SAMPLING_ROW)
@@ -84,7 +84,7 @@ def test_half_precision_is_drawn_from_as_if_it_were_float32(dtype: torch.dtype) 
     positions = np.arange(8)
     parameters = torch.from_numpy(sampling_rows(table, positions))
     expected = draw(logits.float().numpy(), table, uniform(table["seed"], positions))
-    assert sample_tokens(logits, parameters, Sampling.of(table)).tolist() == expected.tolist()
+    assert sample_tokens(logits, parameters).tolist() == expected.tolist()
 
 
 def test_logits_stay_as_they_are() -> None:
@@ -92,7 +92,7 @@ def test_logits_stay_as_they_are() -> None:
     before = logits.clone()
     table = np.zeros(3, SAMPLING_ROW)
     table["temperature"], table["top_k"], table["top_p"], table["min_p"] = 1, 5, 0.9, 0.01
-    sample_tokens(logits, torch.from_numpy(sampling_rows(table, np.arange(3))), Sampling.of(table))
+    sample_tokens(logits, torch.from_numpy(sampling_rows(table, np.arange(3))))
     assert torch.equal(logits, before)
 
 

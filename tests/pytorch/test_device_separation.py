@@ -45,8 +45,8 @@ def test_after_the_start_no_step_needs_a_kernel_that_was_not_compiled(tmp_path: 
     heads = {"num_attention_heads": 14, "num_key_value_heads": 2, "head_dim": 64}  # of Qwen2-0.5B
     config = tiny_config(num_hidden_layers=1, hidden_size=64, max_position_embeddings=4096, **heads)
     for counts in printed_by("warmed_kernels.py", write_checkpoint(tmp_path / "model", config)):
-        assert counts["missing"] == [[], [], []]
-        assert counts["used"] > 15
+        assert not any(counts["missing"].values()), counts["missing"]
+        assert counts["used"] > 10
 
 
 def printed_by(program: str, *arguments: object) -> list[dict[str, Any]]:

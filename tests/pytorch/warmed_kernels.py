@@ -11,16 +11,14 @@ import json
 import random
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from backends.pytorch.device_runner import DeviceRunner
-from backends.pytorch.load import DeviceParts, load_device_runner
+from backends.pytorch.load import load_device_runner, triton_parts
 from backends.pytorch.step_limits import StepLimits
-from backends.pytorch.triton_attention import TritonAttention
 from nanovllm.batch import Batch
 from nanovllm.checkpoint import Checkpoint
 from tests.pytorch.device_driver import RerunGraph, Sequences, sampling_row
@@ -46,13 +44,10 @@ class Memory:
 
 
 def start(folder: Path, device: torch.device, *, eager: bool) -> DeviceRunner:
-    parts = DeviceParts(
-        make_attention=partial(TritonAttention, num_processors=132),
-        capture=None if eager else RerunGraph,
-        memory=Memory(),
-    )
+    parts = triton_parts(132, capture=None if eager else RerunGraph, memory=Memory())
     runner = load_device_runner(Checkpoint(folder), device, parts, name="model", dtype="bfloat16", limits=LIMITS)
-    runner.kv_memory_bytes()
+    if not eager:  # a user may set the size of the KV cache, so that nobody asks
+        runner.kv_memory_bytes()
     runner.allocate_kv_cache(64, BLOCK_SIZE)
     return runner
 
@@ -86,7 +81,10 @@ def main() -> None:
             for _ in range(NUM_STEPS):
                 runner.submit(random_step(draw))
             used = [kernel.variants for kernel in kernels]
-            missing = [sorted(map(str, late - early)) for early, late in zip(warmed, used, strict=True)]
+            missing = {
+                name: sorted(map(str, late - early))
+                for name, early, late in zip(kernels._fields, warmed, used, strict=True)
+            }
             counts = {"warmed": sum(map(len, warmed)), "used": sum(map(len, used)), "missing": missing}
             print(json.dumps(counts), flush=True)
             runner.close()

@@ -25,6 +25,7 @@ from backends.pytorch.triton_kernels import (
     PackedStep,
     SplitWorkspace,
     add_rms_norm,
+    draw_tokens,
     gate,
     paged_attention,
     rms_norm,
@@ -135,6 +136,12 @@ def gated(compiler: Compiler, features: int, kind: Activation) -> None:
     gate(*torch.zeros(3, 2 * features, dtype=torch.bfloat16).chunk(2, 1), kind)
 
 
+def sample(compiler: Compiler, vocab_size: int, dtype: torch.dtype) -> None:
+    """One launch of both kernels of the sampler, of 3 rows."""
+    compiler.case = f"vocabulary of {vocab_size}, {dtype}"
+    draw_tokens(torch.zeros(3, vocab_size, dtype=dtype), torch.zeros(5, 3, dtype=torch.float64))
+
+
 def main() -> None:
     device = Device(int(sys.argv[1]))
     driver.set_active(device)
@@ -157,6 +164,9 @@ def main() -> None:
     gated(compiler, 3072, "silu")
     gated(compiler, 4864, "gelu")
     gated(compiler, 14336, "gelu_tanh")
+    sample(compiler, 151_936, torch.bfloat16)
+    sample(compiler, 262_144, torch.float16)
+    sample(compiler, 97, torch.float32)
 
 
 if __name__ == "__main__":

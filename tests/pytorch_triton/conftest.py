@@ -11,7 +11,14 @@ import pytest
 import torch
 
 KERNELS = "backends.pytorch.triton_kernels."
-KERNEL_MODULES = ("attention_kernel", "gate_kernel", "kv_store_kernel", "norm_kernel", "reduce_kernel")
+KERNEL_MODULES = (
+    "attention_kernel",
+    "gate_kernel",
+    "kv_store_kernel",
+    "norm_kernel",
+    "reduce_kernel",
+    "sampling_kernel",
+)
 MODULES = (
     *(KERNELS + name for name in KERNEL_MODULES),
     "triton.experimental.gluon",  # which a first launch imports

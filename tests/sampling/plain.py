@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nanovllm import SamplingParams
-from nanovllm.batch import SAMPLING_ROW, Int64Array, LogitsEdits, SamplingBatch
+from nanovllm.batch import SAMPLING_ROW, Float64Array, Int64Array, LogitsEdits, SamplingBatch
 
 Float32Array = npt.NDArray[np.float32]
 UInt32Array = npt.NDArray[np.uint32]
@@ -17,6 +17,14 @@ def plain_draw(logits: Float32Array, row: np.void, u: float) -> int:
     """The token of one row: every weight sorted, every sum taken number by number."""
     if row["temperature"] == 0:
         return int(logits.argmax())
+    weights = plain_weights(logits, row)
+    running = np.cumsum(weights)
+    above = np.flatnonzero(running > u * running[-1])
+    return int(above[0]) if len(above) else int(np.flatnonzero(weights)[-1])
+
+
+def plain_weights(logits: Float32Array, row: np.void) -> Float64Array:
+    """Of every token of a random row; 0 where it is dropped."""
     with np.errstate(over="ignore"):
         weights = np.exp((logits.astype(np.float64) - float(logits.max())) / float(row["temperature"]))
     weights[weights < float(row["min_p"])] = 0.0
@@ -27,9 +35,7 @@ def plain_draw(logits: Float32Array, row: np.void, u: float) -> int:
         running = np.cumsum(descending)
         reaching = np.flatnonzero(running >= float(row["top_p"]) * running[-1])
         weights[weights < descending[reaching[0]]] = 0.0
-    running = np.cumsum(weights)
-    above = np.flatnonzero(running > u * running[-1])
-    return int(above[0]) if len(above) else int(np.flatnonzero(weights)[-1])
+    return weights
 
 
 def rows_of(*params: SamplingParams) -> npt.NDArray[np.void]:

@@ -1,7 +1,7 @@
 """The kernels themselves, imported when they are first wanted.
 
-The modules named `..._kernel` import Triton when they are imported; everything else here reaches them through this
-function, so that a machine without Triton can import the package.
+The modules whose names end in `_kernel` import Triton when they are imported; everything else here reaches them through
+this function, so that a machine without Triton can import the package.
 """
 
 from typing import Any, NamedTuple
@@ -16,9 +16,11 @@ class DeviceCode(NamedTuple):
 
     attend: Any
     gate: Any
+    pick_tokens: Any
     reduce_splits: Any
     rms_norm: Any
     rotate_and_store: Any
+    sum_chunks: Any
 
 
 def device_code() -> DeviceCode:
@@ -29,9 +31,10 @@ def device_code() -> DeviceCode:
         from backends.pytorch.triton_kernels.kv_store_kernel import rotate_and_store
         from backends.pytorch.triton_kernels.norm_kernel import rms_norm
         from backends.pytorch.triton_kernels.reduce_kernel import reduce_splits
+        from backends.pytorch.triton_kernels.sampling_kernel import pick_tokens, sum_chunks
     except ImportError as error:
         raise ConfigError(
             f"the torch backend's CUDA kernels cannot be loaded: {error}. They need the package triton, which "
             "PyTorch's CUDA builds for Linux bring along: pip install triton, or run on the CPU (device='cpu')."
         ) from error
-    return DeviceCode(attend, gate, reduce_splits, rms_norm, rotate_and_store)
+    return DeviceCode(attend, gate, pick_tokens, reduce_splits, rms_norm, rotate_and_store, sum_chunks)
