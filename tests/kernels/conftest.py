@@ -11,6 +11,12 @@ from backends.ort.kernels import build
 INSTRUCTION_SETS = ("scalar", "avx2", "avx512")
 
 
+@pytest.fixture(autouse=True)
+def _whatever_the_caller_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests here say themselves what they use, so that a run with NANOVLLM_KERNELS=0 would be the same run again."""
+    monkeypatch.delenv("NANOVLLM_KERNELS", raising=False)
+
+
 @pytest.fixture(scope="session")
 def compiler() -> list[str]:
     command = build.find_compiler()
