@@ -24,7 +24,7 @@ def driver(compiler: list[str], tmp_path_factory: pytest.TempPathFactory) -> Cal
 
     @cache
     def compiled(sanitizers: str) -> Path:
-        flags = ["-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+        flags = ["-O1", "-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
         try:
             build.compile_program(compiler, [probe], probe.with_suffix(""), flags)
         except build.BuildError as error:
