@@ -1,18 +1,46 @@
 """What transformers answers on tiny-chat, in float32: the reference of every test that serves that model."""
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
+from nanovllm.checkpoint import resolve_model
 from nanovllm.testing import assert_same_tokens
 
-__all__ = ["Reference", "make_reference"]
+__all__ = ["NUM_TOKENS", "QUESTIONS", "Reference", "tiny_chat_reference"]
 
 NEAR_TIE = 1e-3
+NUM_TOKENS = 40
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "what is the capital of france",
+    "Which country has Tokyo as its capital?",
+    "Please give me the capital city of Peru.",
+    "What language do they speak in Brazil?",
+    "What is the currency of Japan?",
+    "Where is Kenya?",
+    "Tell me about France.",
+    "Tell me about the United States.",
+    "What is 7 + 5?",
+    "How much is 15 minus 6?",
+    "Which is bigger, 12 or 9?",
+    "Count down from 10.",
+    "Write the 7 times table.",
+    "List three animals.",
+    "Give me a list of five colours.",
+    "What colour is the sky?",
+    "What is a bicycle?",
+    "Can you explain what a volcano is?",
+    "What is the opposite of hot?",
+    "What day comes after Tuesday?",
+    "Spell the word banana.",
+    "Tell me a story about a cat.",
+    "Who are you?",
+)
 
 
 @dataclass(frozen=True)
@@ -36,8 +64,10 @@ class Reference:
         assert num_exact >= len(continuations) - 1, "more than one near-tie: look at the model or the runner"
 
 
-def make_reference(checkpoint: Path, questions: Sequence[str], num_tokens: int) -> Reference:
-    """Each question as a chat of its own, answered greedily."""
+@cache
+def tiny_chat_reference() -> Reference:
+    """Each of QUESTIONS as a chat of its own, answered greedily; computed once."""
+    checkpoint = resolve_model("tiny-chat")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of transformers and what it imports
         import torch
@@ -46,12 +76,12 @@ def make_reference(checkpoint: Path, questions: Sequence[str], num_tokens: int) 
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
         reference = Reference([], [], [])
-        for question in questions:
+        for question in QUESTIONS:
             messages = [{"role": "user", "content": question}]
             text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
             prompt = tokenizer(text, add_special_tokens=False)["input_ids"]
             with torch.no_grad():
-                output = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=num_tokens)[0].tolist()
+                output = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=NUM_TOKENS)[0].tolist()
                 reference.logits.append(model(torch.tensor([output])).logits[0].numpy())
             reference.prompts.append(prompt)
             reference.continuations.append(output[len(prompt) :])

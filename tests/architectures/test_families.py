@@ -13,11 +13,10 @@ from transformers_model import TransformersModel
 from backends.ort.plugin import nanovllm_model_runners
 from export import export_model
 from nanovllm import SamplingParams
-from nanovllm.batch import Batch
 from nanovllm.config import EngineConfig
-from nanovllm.model_info import ModelInfo
 from nanovllm.plugins import LogitsModelRunner, ModelSource
 from nanovllm.testing import assert_same_tokens, make_engine, reference_logits, run_requests, teacher_forced_logits
+from tests.recording_runner import RecordingRunner
 
 TOLERANCE = 2e-5
 """Share of the largest logit. GELU instead of its tanh approximation, the smallest of mistakes, makes 1e-4."""
@@ -47,32 +46,6 @@ def test_with_another_seed_and_the_other_kind_of_head(case: Case, tmp_path: Path
     assert_close(reference_logits(other.folder, TOKENS), other.logits(TOKENS))
 
 
-class RecordingRunner(LogitsModelRunner):
-    """Passes steps on to another runner and keeps the logits, (sequence, position) by (sequence, position)."""
-
-    def __init__(self, runner: LogitsModelRunner) -> None:
-        self.runner = runner
-        self.model_info: ModelInfo = runner.model_info
-        self.preferred_block_size = runner.preferred_block_size
-        self.logits: dict[tuple[int, int], npt.NDArray[np.float32]] = {}
-
-    def kv_bytes_per_block(self, block_size: int) -> int:
-        return self.runner.kv_bytes_per_block(block_size)
-
-    def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
-        self.runner.allocate_kv_cache(num_blocks, block_size)
-
-    def forward(self, batch: Batch) -> npt.NDArray[np.float32]:
-        logits = self.runner.forward(batch).copy()
-        for sequence, seq_id in enumerate(batch.seq_ids):
-            for row in range(batch.logits_start[sequence], batch.logits_start[sequence + 1]):
-                self.logits[seq_id, int(batch.positions[batch.logits_indices[row]])] = logits[row]
-        return logits
-
-    def close(self) -> None:
-        self.runner.close()
-
-
 @pytest.fixture(scope="module")
 def runner(model: TransformersModel) -> Iterator[RecordingRunner]:
     folder = export_model(model.folder, model.folder / "onnx", block_size=BLOCK_SIZE, progress=False).folder
@@ -98,11 +71,8 @@ def test_ragged_chunked_and_on_a_cached_prefix_it_gives_the_tokens_of_transforme
     ):
         runner.logits.clear()
         outputs = run_requests(engine, prompts, greedy)
-        seq_ids = sorted({seq_id for seq_id, _ in runner.logits})
-        for seq_id, prompt, output in zip(seq_ids, prompts, outputs, strict=True):
-            assert (output.num_cached_tokens > 0) == has_cached
-            tokens = output.outputs[0].token_ids
-            logits = np.stack([runner.logits[seq_id, len(prompt) - 1 + i] for i in range(len(tokens))])
+        assert [output.num_cached_tokens > 0 for output in outputs] == [has_cached] * len(prompts)
+        for prompt, tokens, logits in runner.continuations(prompts, outputs):
             expected = model.logits([*prompt, *tokens])
             atol = TOLERANCE * max(1.0, float(np.abs(expected).max()))
             assert_same_tokens(expected, prompt, tokens, logits=logits, atol=atol, near_tie=2 * atol)

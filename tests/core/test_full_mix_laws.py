@@ -5,37 +5,28 @@ Some requests hold a token that the runner cannot take: they, and only they, end
 """
 
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, rule
 
-from backends.mock.runner import MockRunner
 from nanovllm import FinishReason, RequestOutput, RequestOutputKind, SamplingParams, StructuredOutputsParams
 from nanovllm.batch import Batch, StepOutput
-from nanovllm.engine.engine import LLMEngine
-from nanovllm.testing import make_engine, run_requests
-
-VOCAB_SIZE = 12
-MAX_LEN = 48
-POISON = 11
+from nanovllm.testing import make_engine
+from tests.core.request_machine import MAX_LEN, POISON, PoisonedRunner, RequestMachine, prompts
 
 
-class Runner(MockRunner):
-    """Fails on the token POISON, and checks that no step is larger than it may be."""
+class BoundedRunner(PoisonedRunner):
+    """Checks that no step is larger than it may be."""
 
-    max_tokens = max_rows = 10**6
-
-    def __init__(self) -> None:
-        super().__init__(vocab_size=VOCAB_SIZE, max_model_len=MAX_LEN)
+    def __init__(self, max_tokens: int, max_rows: int) -> None:
+        super().__init__()
+        self.max_tokens, self.max_rows = max_tokens, max_rows
 
     def execute(self, batch: Batch) -> StepOutput:
         assert batch.num_tokens <= self.max_tokens
         assert batch.num_logits <= self.max_rows
-        if POISON in batch.token_ids:
-            raise RuntimeError("this token is poison")
         return super().execute(batch)
 
 
@@ -48,10 +39,6 @@ FORMS = [
     StructuredOutputsParams(regex="([1-9] ){2,5}"),
     StructuredOutputsParams(choice=["1 2 3 ", "1 2 ", "4 "]),
 ]
-tokens = st.integers(0, 4) | st.sampled_from([0, 1, 2, 3, 4, 5, 6, 7, 8, POISON])
-prompts = st.lists(tokens, min_size=1, max_size=20).map(tuple) | st.lists(st.just(3), min_size=1, max_size=20).map(
-    tuple
-)
 
 
 @st.composite
@@ -85,24 +72,7 @@ def params(draw: st.DrawFn) -> SamplingParams:
     )
 
 
-def facts(output: RequestOutput) -> tuple[Any, ...]:
-    """What must not depend on anything else."""
-    completions = tuple(
-        (one.index, one.text, one.token_ids, one.finish_reason, one.stop_reason, one.logprobs) for one in output.outputs
-    )
-    return completions, output.prompt_logprobs, output.error is None
-
-
-@cache
-def _alone_engine() -> LLMEngine:
-    return make_engine(Runner(), block_size=4, max_model_len=MAX_LEN, enable_prefix_caching=False)
-
-
-def alone(prompt: tuple[int, ...], asked: SamplingParams) -> tuple[Any, ...]:
-    return facts(run_requests(_alone_engine(), [prompt], asked)[0])
-
-
-class EngineMachine(RuleBasedStateMachine):
+class EngineMachine(RequestMachine):
     @initialize(
         block_size=st.sampled_from([1, 4, 7]),
         spare_blocks=st.integers(0, 8),
@@ -124,11 +94,9 @@ class EngineMachine(RuleBasedStateMachine):
         caching: bool,
         speculative: dict[str, Any] | None,
     ) -> None:
-        runner = Runner()
-        runner.max_tokens = max_num_seqs + spare_budget
-        runner.max_rows = max_num_seqs + spare_rows
+        runner = BoundedRunner(max_tokens=max_num_seqs + spare_budget, max_rows=max_num_seqs + spare_rows)
         self.policy = policy
-        self.engine = make_engine(
+        engine = make_engine(
             runner,
             block_size=block_size,
             num_kv_blocks=-(-MAX_LEN // block_size) + spare_blocks,
@@ -140,73 +108,28 @@ class EngineMachine(RuleBasedStateMachine):
             enable_prefix_caching=caching,
             speculative_config=speculative,
         )
-        self.asked: dict[str, tuple[tuple[int, ...], SamplingParams]] = {}
-        self.streams: dict[str, dict[int, list[int]]] = {}
-        self.num_requests = 0
+        self.serve(engine)
 
-    @rule(prompt=prompts, asked=params(), priority=st.integers(-2, 2), salt=st.sampled_from(["", "a"]))
-    def submit(self, prompt: tuple[int, ...], asked: SamplingParams, priority: int, salt: str) -> None:
-        name = str(self.num_requests)
-        self.num_requests += 1
-        kind = [RequestOutputKind.FINAL_ONLY, RequestOutputKind.CUMULATIVE, RequestOutputKind.DELTA][len(prompt) % 3]
-        request = self.engine.prepare(
-            name,
-            prompt,
-            replace(asked, output_kind=kind),
-            priority=priority if self.policy == "priority" else 0,
-            cache_salt=salt,
-        )
-        self.engine.add(request)
-        self.asked[name] = prompt, asked
-        self.streams[name] = {}
-
-    @precondition(lambda self: self.asked)
-    @rule(data=st.data())
-    def abort(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.asked)))
-        self.engine.abort(name)
-        del self.asked[name]
-        assert not self.engine.is_unfinished(name)
-
-    @rule(count=st.integers(1, 12))
-    def steps(self, count: int) -> None:
-        for _ in range(count):
-            for output in self.engine.step():
-                self.take(output)
+    @rule(
+        prompt=prompts,
+        asked=params(),
+        kind=st.sampled_from(RequestOutputKind),
+        priority=st.integers(-2, 2),
+        salt=st.sampled_from(["", "a"]),
+    )
+    def ask(
+        self, prompt: tuple[int, ...], asked: SamplingParams, kind: RequestOutputKind, priority: int, salt: str
+    ) -> None:
+        priority = priority if self.policy == "priority" else 0
+        self.submit(prompt, replace(asked, output_kind=kind), priority=priority, cache_salt=salt)
 
     def take(self, output: RequestOutput) -> None:
-        prompt, asked = self.asked[output.request_id]
-        seen = self.streams[output.request_id]
-        is_delta = len(prompt) % 3 == 2
-        for one in output.outputs:
-            seen[one.index] = (seen.get(one.index, []) if is_delta else []) + one.token_ids
-        if not output.finished:
-            return
-        del self.asked[output.request_id]
-        expected = alone(prompt, asked)
-        assert (output.error is not None) == (POISON in prompt), output.error
+        prompt, _ = self.asked[output.request_id]
+        super().take(output)
+        if output.finished:
+            assert (output.error is not None) == (POISON in prompt), "it is never sampled here"
         if output.error is not None:
             assert all(one.finish_reason is FinishReason.ERROR for one in output.outputs)
-        elif len(prompt) % 3 == 0:
-            assert facts(output) == expected
-        else:
-            assert [seen[i] for i in range(asked.n)] == [token_ids for _, _, token_ids, *_ in expected[0]]
-            assert output.prompt_logprobs == expected[1]
-
-    @invariant()
-    def books_agree(self) -> None:
-        self.engine.check_invariants()
-
-    def teardown(self) -> None:
-        num_steps = 0
-        while self.engine.has_unfinished_requests:
-            self.steps(1)
-            num_steps += 1
-            assert num_steps < 5000, "it never ends"
-        stats = self.engine.stats()
-        assert stats.num_free_kv_blocks == stats.num_kv_blocks
-        assert not self.asked
-        self.engine.close()
 
 
 TestEngine = EngineMachine.TestCase

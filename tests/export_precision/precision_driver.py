@@ -8,51 +8,21 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from backends.ort.plugin import nanovllm_model_runners
-from nanovllm.batch import SAMPLING_ROW, Batch, SamplingBatch
 from nanovllm.checkpoint import Checkpoint
-from nanovllm.config import EngineConfig
-from nanovllm.plugins import LogitsModelRunner, ModelSource
+from nanovllm.plugins import LogitsModelRunner
+from tests.ort.paged_driver import PagedSequence, Work, load_runner, pack
+
+__all__ = ["BLOCK_SIZE", "Float32Array", "load_runner", "step", "with_outliers"]
 
 Float32Array = npt.NDArray[np.float32]
 BLOCK_SIZE = 8
 
 
-def load_runner(folder: Path) -> LogitsModelRunner:
-    (plugin,) = nanovllm_model_runners()
-    runner = plugin.factory(ModelSource(str(folder), folder), EngineConfig(model=str(folder), num_threads=1))
-    assert isinstance(runner, LogitsModelRunner)
-    return runner
-
-
 def step(runner: LogitsModelRunner, sequences: Sequence[tuple[list[int], int, int, list[int]]]) -> Float32Array:
     """Runs one step; logits of each sequence's last token. sequences: tokens, how many are in the cache, how many are
     new, block table."""
-    tokens, positions, slots, starts = [], [], [], [0]
-    tables = np.zeros((len(sequences), max(len(blocks) for *_, blocks in sequences)), np.int32)
-    for i, (ids, context, new, blocks) in enumerate(sequences):
-        tables[i, : len(blocks)] = blocks
-        places = np.arange(context, context + new)
-        tokens += ids[context : context + new]
-        positions += places.tolist()
-        slots += (tables[i, places // BLOCK_SIZE] * BLOCK_SIZE + places % BLOCK_SIZE).tolist()
-        starts.append(starts[-1] + new)
-    num_seqs = len(sequences)
-    batch = Batch(
-        seq_ids=list(range(num_seqs)),
-        released_seq_ids=[],
-        token_ids=np.array(tokens, np.int64),
-        positions=np.array(positions, np.int64),
-        query_start=np.array(starts, np.int32),
-        context_lens=np.array([context for _, context, _, _ in sequences], np.int32),
-        block_tables=tables,
-        slot_mapping=np.array(slots, np.int32),
-        logits_indices=np.array(starts[1:], np.int32) - 1,
-        logits_start=np.arange(num_seqs + 1, dtype=np.int32),
-        adapter_ids=np.zeros(num_seqs, np.int32),
-        sampling=SamplingBatch(np.zeros(num_seqs, SAMPLING_ROW), np.zeros(num_seqs, np.int64)),
-    )
-    return runner.forward(batch).copy()
+    work = [Work(PagedSequence(tokens, blocks, context), new) for tokens, context, new, blocks in sequences]
+    return runner.forward(pack(work, BLOCK_SIZE)).copy()
 
 
 def with_outliers(source: Path, target: Path, *, factor: float = 100.0, share: float = 0.02) -> Path:

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,37 @@ def checkpoint() -> Path:
     return resolve_model("tiny-chat")
 
 
+@pytest.fixture(scope="module")
+def theirs(checkpoint: Path) -> Iterator[TransformersReference]:
+    """tiny-chat in transformers: a process that takes seconds to start."""
+    with TransformersReference(checkpoint) as reference:
+        yield reference
+
+
+EXPORT = """
+import sys
+from export import export_model
+export_model(sys.argv[1], sys.argv[2], verify=True, progress=False)
+print(sorted({"torch", "transformers"} & set(sys.modules)))
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """The folder of tiny-chat in float32, verified by a process of its own, and what that printed and complained of."""
+    folder = tmp_path_factory.mktemp("verified") / "out"
+    command = [sys.executable, "-c", EXPORT, str(checkpoint), str(folder)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return folder, result.stdout.strip(), result.stderr
+
+
 def verification(report: ExportReport) -> Verification:
     assert report.verification is not None
     return report.verification
 
 
-def test_its_logits_are_those_of_transformers(checkpoint: Path) -> None:
+def test_its_logits_are_those_of_transformers(checkpoint: Path, theirs: TransformersReference) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries that transformers imports
         import torch
@@ -39,28 +64,31 @@ def test_its_logits_are_those_of_transformers(checkpoint: Path) -> None:
 
         model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     passages: Sequence[list[int]] = ([5], [1, 2, 3, 4, 5, 6, 7], list(range(300)))
-    with TransformersReference(checkpoint) as reference:
-        assert reference.version == transformers.__version__
-        for ids in passages:
-            with torch.no_grad():
-                expected = model(torch.tensor([ids])).logits[0].numpy()
-            for first in {0, len(ids) - 1}:
-                rows = reference.logits(ids, first=first)
-                assert rows.dtype == np.float32
-                np.testing.assert_allclose(rows, expected[first:], atol=2e-4)
+    assert theirs.version == transformers.__version__
+    for ids in passages:
+        with torch.no_grad():
+            expected = model(torch.tensor([ids])).logits[0].numpy()
+        for first in {0, len(ids) - 1}:
+            rows = theirs.logits(ids, first=first)
+            assert rows.dtype == np.float32
+            np.testing.assert_allclose(rows, expected[first:], atol=2e-4)
 
 
-def test_a_float32_export_agrees_with_transformers_on_every_token(checkpoint: Path, tmp_path: Path) -> None:
-    found = verification(export_model(checkpoint, tmp_path / "out", verify=True, progress=False))
-    assert found.transformers_note is None
-    theirs = found.transformers
-    assert theirs is not None
-    assert theirs.num_positions == found.num_positions > 100
-    assert theirs.top1_agreement == 1.0
-    assert 0 <= theirs.mean_kl < 1e-6
-    assert theirs.perplexity == found.perplexity
-    assert theirs.reference_perplexity == pytest.approx(found.reference_perplexity, rel=1e-4)
-    assert theirs.reference_perplexity != found.reference_perplexity, "it is not our own graph once more"
+def test_a_float32_export_agrees_with_transformers_on_every_token(exported: tuple[Path, str, str]) -> None:
+    found = ModelInfo.load(exported[0]).verification
+    assert found is not None
+    assert found["transformers_note"] is None
+    against = found["transformers"]
+    assert against["num_positions"] == found["num_positions"] > 100
+    assert against["top1_agreement"] == 1.0
+    assert 0 <= against["mean_kl"] < 1e-6
+    assert against["perplexity"] == found["perplexity"]
+    assert against["reference_perplexity"] == pytest.approx(found["reference_perplexity"], rel=1e-4)
+    assert against["reference_perplexity"] != found["reference_perplexity"], "it is not our own graph once more"
+
+
+def test_the_exporter_itself_never_loads_torch(exported: tuple[Path, str, str]) -> None:
+    assert exported[1:] == ("[]", "")
 
 
 def test_an_int8_export_is_as_far_from_transformers_as_from_our_float32(checkpoint: Path, tmp_path: Path) -> None:
@@ -88,7 +116,9 @@ def test_an_int8_export_is_as_far_from_transformers_as_from_our_float32(checkpoi
     assert ModelInfo.load(report.folder).verification == document
 
 
-def test_a_checkpoint_that_computes_something_else_shows(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_computes_something_else_shows(
+    checkpoint: Path, theirs: TransformersReference, tmp_path: Path
+) -> None:
     """The second reference reads the checkpoint itself: a defect common to all our exports cannot hide."""
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -100,8 +130,8 @@ def test_a_checkpoint_that_computes_something_else_shows(checkpoint: Path, tmp_p
     with LLM(str(export_model(checkpoint, tmp_path / "out", progress=False).folder)) as llm:
         (output,) = llm.chat([[{"role": "user", "content": PROMPTS[0]}]], SamplingParams(temperature=0))
     ids = [*output.prompt_token_ids, *output.outputs[0].token_ids]
-    with TransformersReference(checkpoint) as right, TransformersReference(broken) as wrong:
-        assert np.abs(right.logits(ids) - wrong.logits(ids)).max() > 0.1
+    with TransformersReference(broken) as wrong:
+        assert np.abs(theirs.logits(ids) - wrong.logits(ids)).max() > 0.1
 
 
 @pytest.mark.parametrize("package", ["transformers", "torch"])
@@ -177,18 +207,3 @@ def test_a_token_that_the_model_has_not_ends_it_with_the_reason(checkpoint: Path
             reference.logits([10**6])
         with pytest.raises(NoTransformersError, match="its process ended early"):
             reference.logits([1])
-
-
-def test_the_exporter_itself_never_loads_torch(tmp_path: Path) -> None:
-    script = """
-import sys
-from export import export_model
-report = export_model(sys.argv[1], sys.argv[2], verify=True, progress=False)
-assert report.verification.transformers is not None
-print(sorted({"torch", "transformers"} & set(sys.modules)))
-"""
-    model = write_checkpoint(tmp_path / "model")
-    command = [sys.executable, "-c", script, str(model), str(tmp_path / "out")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert (result.stdout.strip(), result.stderr) == ("[]", "")

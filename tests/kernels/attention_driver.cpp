@@ -3,15 +3,13 @@
 // exist.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <memory>
 #include <random>
 #include <vector>
 
 #include "attention.h"
+#include "driver.h"
 #include "instruction_set.h"
 #include "row_threads.h"
 
@@ -21,11 +19,8 @@ using nanovllm::BFloat16;
 using nanovllm::PagedAttention;
 using nanovllm::PoolType;
 
-template <typename T>
-using Array = std::unique_ptr<T[]>;  // exact, unlike std::vector, whose growth would hide reads behind its end
-
 struct Random {
-  std::mt19937 engine;
+  std::mt19937& engine;
   std::int64_t below(std::int64_t end) { return std::uniform_int_distribution<std::int64_t>(0, end - 1)(engine); }
   std::int64_t one_of(std::initializer_list<std::int64_t> values) { return values.begin()[below(values.size())]; }
   float feature() { return std::normal_distribution<float>()(engine); }
@@ -176,33 +171,27 @@ Step random_step(Random& random) {
   return step;
 }
 
-bool runs_well(const Step& step) {
+std::string problem_of(const Step& step) {
   const PagedAttention& call = step.call;
   const std::string problem = attention_problem(call);
-  if (!problem.empty()) return std::fprintf(stderr, "%s\n", problem.c_str()), false;
+  if (!problem.empty()) return problem;
   const std::int64_t count = call.num_tokens * call.num_heads * call.head_size;
   std::vector<float> expected;
   for (const std::size_t threads : {1, 3}) {
     std::fill_n(call.output, count, std::numeric_limits<float>::quiet_NaN());
     paged_attention(call, nanovllm::SpawnedThreads(threads));
     for (std::int64_t i = 0; i < count; ++i) {
-      if (!std::isfinite(call.output[i])) return std::fprintf(stderr, "a result is not finite\n"), false;
-      if (threads > 1 && call.output[i] != expected[i]) return std::fprintf(stderr, "threads change bits\n"), false;
+      if (!std::isfinite(call.output[i])) return "a result is not finite";
+      if (threads > 1 && call.output[i] != expected[i]) return "threads change bits";
     }
     expected.assign(call.output, call.output + count);
   }
-  return true;
+  return "";
 }
 
 }  // namespace
 
-int main(int, char** arguments) {
-  const int num_steps = std::atoi(arguments[1]);
-  for (int set = 0; nanovllm::force_instruction_set(static_cast<nanovllm::InstructionSet>(set)); ++set) {
-    for (int seed = 0; seed < num_steps; ++seed) {
-      Random random{std::mt19937(static_cast<unsigned>(seed))};
-      if (!runs_well(random_step(random))) return std::fprintf(stderr, "set %d, seed %d\n", set, seed), 1;
-    }
-    std::printf("set %d: %d steps\n", set, num_steps);
-  }
+std::string call_attention(std::mt19937& engine, int) {
+  Random random{engine};
+  return problem_of(random_step(random));
 }

@@ -1,14 +1,11 @@
 // Calls the greedy head on random tables with memory of exactly the size that it may touch; for sanitizers.
-//
-//     driver NUM_SHAPES        prints "set S: NUM_SHAPES shapes" for each instruction set of this processor
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <random>
 #include <vector>
 
+#include "driver.h"
 #include "greedy_head.h"
 #include "instruction_set.h"
 #include "quantized_linear.h"
@@ -69,16 +66,8 @@ bool agrees(std::mt19937& random, std::int64_t num_rows, std::int64_t num_in, st
 
 }  // namespace
 
-int main(int, char** arguments) {
-  const int num_shapes = std::atoi(arguments[1]);
-  for (int set = 0; set < 3; ++set) {
-    if (!nanovllm::force_instruction_set(static_cast<nanovllm::InstructionSet>(set))) continue;
-    std::mt19937 random(1);
-    for (int i = 0; i < num_shapes; ++i) {
-      const std::int64_t num_rows = 1 + random() % (i % 5 == 0 ? 60 : 5), num_in = 1 + random() % 300;
-      const std::int64_t num_out = 1 + random() % (i % 4 == 0 ? 2500 : 150);
-      if (!agrees(random, num_rows, num_in, num_out)) return std::printf("set %d: wrong\n", set), 1;
-    }
-    std::printf("set %d: %d shapes\n", set, num_shapes);
-  }
+std::string call_greedy_head(std::mt19937& random, int i) {
+  const std::int64_t num_rows = 1 + random() % (i % 5 == 0 ? 60 : 5), num_in = 1 + random() % 300;
+  const std::int64_t num_out = 1 + random() % (i % 4 == 0 ? 2500 : 150);
+  return agrees(random, num_rows, num_in, num_out) ? "" : "wrong";
 }

@@ -1,14 +1,10 @@
 // Calls the quantized product on random shapes with memory of exactly the size that it may touch; for sanitizers.
-//
-//     driver NUM_SHAPES        prints "set S: NUM_SHAPES shapes" for each instruction set of this processor
 
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <memory>
 #include <random>
 #include <vector>
 
+#include "driver.h"
 #include "gated_silu.h"
 #include "instruction_set.h"
 #include "quantized_linear.h"
@@ -41,23 +37,15 @@ bool agrees(std::mt19937& random, std::int64_t num_rows, std::int64_t num_in, st
   return true;
 }
 
-using Array = std::unique_ptr<float[]>;
-
-Array numbers(std::mt19937& random, std::int64_t count) {
-  Array result(new float[count]);
-  for (std::int64_t i = 0; i < count; ++i) result[i] = std::normal_distribution<float>()(random);
-  return result;
-}
-
 // Whether a product joined with what is before and after it gives what these give one after the other.
 bool joined_agrees(std::mt19937& random, nanovllm::RowSource source, std::int64_t num_rows, std::int64_t num_in,
                    std::int64_t num_out) {
   const bool gated = source == nanovllm::RowSource::gated_silu, normed = source == nanovllm::RowSource::rms_norm;
   const std::int64_t width = gated ? 2 * num_in : num_in;
-  const Array x = numbers(random, num_rows * width), gain = numbers(random, num_in), bias = numbers(random, num_out);
-  const Array residual = numbers(random, num_rows * num_out), scale = numbers(random, num_out);
-  const Array made(new float[num_rows * num_in]), output(new float[num_rows * num_out]);
-  const Array expected(new float[num_rows * num_out]);
+  const auto x = numbers(random, num_rows * width), gain = numbers(random, num_in), bias = numbers(random, num_out);
+  const auto residual = numbers(random, num_rows * num_out), scale = numbers(random, num_out);
+  const Array<float> made(new float[num_rows * num_in]), output(new float[num_rows * num_out]);
+  const Array<float> expected(new float[num_rows * num_out]);
   std::vector<std::int8_t> weight(num_out * num_in);
   for (std::int8_t& value : weight) value = static_cast<std::int8_t>(static_cast<int>(random() % 255) - 127);
   const nanovllm::SpawnedThreads threads(2);
@@ -84,18 +72,10 @@ bool joined_agrees(std::mt19937& random, nanovllm::RowSource source, std::int64_
 
 }  // namespace
 
-int main(int, char** arguments) {
-  const int num_shapes = std::atoi(arguments[1]);
-  for (int set = 0; set < 3; ++set) {
-    if (!nanovllm::force_instruction_set(static_cast<nanovllm::InstructionSet>(set))) continue;
-    std::mt19937 random(1);
-    for (int i = 0; i < num_shapes; ++i) {
-      const std::int64_t num_rows = 1 + random() % (i % 5 == 0 ? 200 : 30), num_in = 1 + random() % 300;
-      if (!agrees(random, num_rows, num_in, 1 + random() % 150)) return std::printf("set %d: wrong\n", set), 1;
-      const auto source = static_cast<nanovllm::RowSource>(i % 3);
-      if (!joined_agrees(random, source, num_rows, num_in, 1 + random() % 150))
-        return std::printf("set %d: wrong with source %d\n", set, i % 3), 1;
-    }
-    std::printf("set %d: %d shapes\n", set, num_shapes);
-  }
+std::string call_quantized_linear(std::mt19937& random, int i) {
+  const std::int64_t num_rows = 1 + random() % (i % 5 == 0 ? 200 : 30), num_in = 1 + random() % 300;
+  if (!agrees(random, num_rows, num_in, 1 + random() % 150)) return "wrong";
+  const auto source = static_cast<nanovllm::RowSource>(i % 3);
+  if (joined_agrees(random, source, num_rows, num_in, 1 + random() % 150)) return "";
+  return "wrong with source " + std::to_string(i % 3);
 }

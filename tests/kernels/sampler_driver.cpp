@@ -1,14 +1,11 @@
 // Calls the sampler on random rows with memory of exactly the size that it may touch; for sanitizers.
-//
-//     driver NUM_CALLS        prints "set S: NUM_CALLS calls" for each instruction set of this processor
 
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <random>
 #include <vector>
 
+#include "driver.h"
 #include "instruction_set.h"
 #include "row_threads.h"
 #include "sampler.h"
@@ -49,13 +46,4 @@ bool draws(std::mt19937& random) {
 
 }  // namespace
 
-int main(int, char** arguments) {
-  const int num_calls = std::atoi(arguments[1]);
-  for (int set = 0; set < 3; ++set) {
-    if (!nanovllm::force_instruction_set(static_cast<nanovllm::InstructionSet>(set))) continue;
-    std::mt19937 random(1);
-    for (int i = 0; i < num_calls; ++i)
-      if (!draws(random)) return std::printf("set %d: no token of the vocabulary\n", set), 1;
-    std::printf("set %d: %d calls\n", set, num_calls);
-  }
-}
+std::string call_sampler(std::mt19937& random, int) { return draws(random) ? "" : "no token of the vocabulary"; }

@@ -32,13 +32,13 @@ class Layer:
         x = np.pad(self.x, ((0, 0), (0, blocks * BLOCK - self.x.shape[1]))).reshape(len(self.x), blocks, BLOCK)
         largest = np.maximum(np.abs(x).max(2, initial=0), np.float32(1e-30))
         scale = largest * np.float32(1 / 127)
-        quantized = np.rint(x / scale[..., None]).astype(np.int64)
+        quantized = np.rint(x / scale[..., None]).astype(np.float64)
         assert np.abs(quantized).max(initial=0) <= 127
-        weight = self.weight.astype(np.int64) - 2 ** (self.bits - 1)
+        weight = self.weight.astype(np.float64) - 2 ** (self.bits - 1)
         output = np.zeros((len(x), len(weight)), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):  # infinite here and there
             for block in range(blocks):
-                sums = (quantized[:, block] @ weight[:, block].T).astype(np.float32)
+                sums = (quantized[:, block] @ weight[:, block].T).astype(np.float32)  # of exact sums
                 output += sums * (self.scale[:, block] * scale[:, block, None])
             return output if self.bias is None else output + self.bias
 

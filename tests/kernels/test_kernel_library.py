@@ -16,10 +16,10 @@ from backends.ort.session import open_with_kernels
 from backends.ort.step_runs import split_step, whole_step
 from export import export_model
 from nanovllm import LLM, SamplingParams
-from nanovllm.batch import SAMPLING_ROW, Batch, SamplingBatch
 from nanovllm.checkpoint import resolve_model
 from nanovllm.model_info import ModelInfo
 from nanovllm.testing import write_checkpoint
+from tests.ort.paged_driver import PagedSequence, Work, pack
 
 QUESTIONS = ["What is the capital of France?", "What is 2 + 3?", "Hello!", "What colour is the sky?"]
 
@@ -88,33 +88,12 @@ def test_a_library_that_does_not_load_costs_a_warning_and_not_the_model(
     assert "the model does not load with" in caplog.text
 
 
-def batch_of(query_lens: list[int], context_lens: list[int], block_size: int) -> Batch:
-    """Sequences of token 1, one block after the other, with the last row of each wanted."""
-    num_seqs, starts = len(query_lens), np.concatenate([[0], np.cumsum(query_lens)])
-    totals = np.array(query_lens) + context_lens
-    widest = int(-(-totals.max() // block_size))
-    tables = np.arange(num_seqs * widest, dtype=np.int32).reshape(num_seqs, widest)
-    positions = np.concatenate([c + np.arange(n) for n, c in zip(query_lens, context_lens, strict=True)])
-    rows = np.repeat(np.arange(num_seqs), query_lens)
-    slots = tables[rows, positions // block_size] * block_size + positions % block_size
-    return Batch(
-        seq_ids=list(range(num_seqs)),
-        released_seq_ids=[],
-        token_ids=np.ones(len(rows), np.int64),
-        positions=positions.astype(np.int64),
-        query_start=starts.astype(np.int32),
-        context_lens=np.array(context_lens, np.int32),
-        block_tables=np.pad(tables, ((0, 0), (0, 3))),
-        slot_mapping=slots.astype(np.int32),
-        logits_indices=starts[1:].astype(np.int32) - 1,
-        logits_start=np.arange(num_seqs + 1, dtype=np.int32),
-        adapter_ids=np.zeros(num_seqs, np.int32),
-        sampling=SamplingBatch(np.zeros(num_seqs, SAMPLING_ROW), np.zeros(num_seqs, np.int64)),
-    )
-
-
 def test_a_mixed_step_is_one_run_with_kernels_and_several_without() -> None:
-    batch = batch_of([1, 100, 1, 7], [90, 0, 3, 20], block_size=8)
+    work = [
+        Work(PagedSequence([1] * (new + context), list(range(20 * i, 20 * i + 13)), context), new)
+        for i, (new, context) in enumerate([(1, 90), (100, 0), (1, 3), (7, 20)])
+    ]
+    batch = pack(work, block_size=8)
     no_row = np.zeros(batch.num_logits, np.bool_)
     (run,) = whole_step(batch, 8, no_row)
     assert len(split_step(batch, 8, run_cost=10.0, is_greedy=no_row)) > 1

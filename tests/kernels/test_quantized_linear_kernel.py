@@ -17,9 +17,9 @@ def contract(x: Float32Array, weight: Int8Array, weight_scale: Float32Array) -> 
     """export/quantized_linear.py's contract, line by line."""
     largest = np.maximum(np.abs(x).max(1, initial=0), np.float32(1e-30))
     scale = largest * np.float32(1 / 127)
-    quantized = np.rint(x / scale[:, None]).astype(np.int64)
+    quantized = np.rint(x / scale[:, None]).astype(np.float64)
     assert np.abs(quantized).max(initial=0) <= 127
-    sums = quantized @ weight.astype(np.int64).T
+    sums = quantized @ weight.astype(np.float64).T  # exact
     with np.errstate(over="ignore"):  # infinite here and there
         return sums.astype(np.float32) * weight_scale * scale[:, None]
 

@@ -15,6 +15,7 @@ from export import export_model
 from nanovllm.errors import BackendError, KVCacheError
 from nanovllm.plugins import LogitsModelRunner, ModelRunner
 from nanovllm.testing import ModelRunnerConformance, ReferenceModel, tiny_config, write_checkpoint
+from tests.packed_steps import Oracle
 
 NUM_SLOTS = 1024
 
@@ -30,7 +31,7 @@ class Model:
     """An export, the oracle of its checkpoint, and blocks in scattered order."""
 
     folder: Path
-    reference: ReferenceModel
+    oracle: Oracle
 
     def sequences(self, *lens: int, block_size: int, seed: int = 0) -> list[PagedSequence]:
         """Random sequences of these lengths, each with blocks for all of it."""
@@ -41,11 +42,9 @@ class Model:
             for n in lens
         ]
 
-    def check(self, runner: LogitsModelRunner, work: list[Work], block_size: int) -> None:
+    def check(self, runner: LogitsModelRunner, work: list[Work[PagedSequence]], block_size: int) -> None:
         """Runs a step and compares every wanted row."""
-        for sequence, position, logits in step(runner, work, block_size):
-            expected = self.reference.logits(sequence.tokens[: position + 1])[-1]
-            np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+        self.oracle.check(step(runner, work, block_size), atol=1e-4)
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -53,7 +52,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     root = tmp_path_factory.mktemp("model")
     seed = list(CONFIGS).index(request.param)
     checkpoint = write_checkpoint(root / "checkpoint", tiny_config(**CONFIGS[request.param]), seed=seed)
-    return Model(export_model(checkpoint, root / "export", progress=False).folder, ReferenceModel(checkpoint))
+    return Model(export_model(checkpoint, root / "export", progress=False).folder, Oracle(ReferenceModel(checkpoint)))
 
 
 @pytest.fixture(scope="module")

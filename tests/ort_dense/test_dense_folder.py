@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 import pytest
-from dense_driver import DenseSequence, Work, load_dense_runner, step
+from dense_driver import DenseSequence, Work, load_runner, step
 from dense_graphs import STYLES, make_model, write_folder
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -81,10 +81,10 @@ def test_a_checkpoint_with_a_subfolder_onnx_is_exported_unless_a_file_is_named(
     (checkpoint / "onnx").mkdir()
     onnx.save(make_model(checkpoint, STYLES["gqa"]), checkpoint / "onnx" / "model_q4.onnx")
     assert "exported on first use" in can_load(checkpoint).reason
-    runner = load_dense_runner(checkpoint)
+    runner = load_runner(checkpoint)
     assert runner.kv is None
     runner.close()
-    runner = load_dense_runner(checkpoint, model_file="model_q4.onnx")
+    runner = load_runner(checkpoint, model_file="model_q4.onnx")
     assert runner.kv == "unshared"
     runner.close()
 
@@ -95,7 +95,7 @@ def test_the_most_precise_file_is_taken_or_the_one_that_is_named(checkpoint: Pat
         write_folder(checkpoint, folder, STYLES[style], "community", file=file)
     assert can_load(folder).reason.endswith("model.onnx")
     for options, dtype in (({}, "float32"), ({"model_file": "model_fp16.onnx"}, "float16")):
-        runner = load_dense_runner(folder, **options)
+        runner = load_runner(folder, **options)
         assert runner.model_info.kv_cache.dtype == dtype
         runner.close()
     (folder / "onnx" / "model.onnx").unlink()
@@ -106,18 +106,18 @@ def test_the_most_precise_file_is_taken_or_the_one_that_is_named(checkpoint: Pat
 def test_a_file_that_is_not_there_is_refused_with_those_that_are(checkpoint: Path, tmp_path: Path, name: str) -> None:
     folder = write_folder(checkpoint, tmp_path / "folder", STYLES["gqa"], "community")
     if name == "":
-        load_dense_runner(folder, model_file=name).close()  # as where none is named
+        load_runner(folder, model_file=name).close()  # as where none is named
         return
     with pytest.raises(ConfigError, match=r"model_file is .*onnx.model\.onnx"):
-        load_dense_runner(folder, model_file=name)
+        load_runner(folder, model_file=name)
 
 
 def test_a_file_is_not_to_be_named_for_our_own_exports(checkpoint: Path, tmp_path: Path) -> None:
     folder = export_model(checkpoint, tmp_path / "export", progress=False).folder
     with pytest.raises(ConfigError, match="model_file"):
-        load_dense_runner(folder, model_file="model.onnx")
+        load_runner(folder, model_file="model.onnx")
     with pytest.raises(ConfigError, match="must be a file's name"):
-        load_dense_runner(folder, model_file=True)
+        load_runner(folder, model_file=True)
 
 
 def test_asking_it_loads_nothing_heavy(checkpoint: Path, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ print(sorted({"onnxruntime", "onnx", "torch", "export", "ml_dtypes"} & set(sys.m
 
 
 def test_genai_config_says_where_a_text_ends_and_how_long_it_may_be(checkpoint: Path, tmp_path: Path) -> None:
-    runner = load_dense_runner(write_folder(checkpoint, tmp_path / "folder", STYLES["gqa"]))
+    runner = load_runner(write_folder(checkpoint, tmp_path / "folder", STYLES["gqa"]))
     info = runner.model_info
     assert (info.eos_token_ids, info.bos_token_id, info.pad_token_id) == ((2, 7), 1, 0)
     assert (info.max_model_len, info.vocab_size, info.model_type) == (256, 211, "qwen2")
@@ -153,7 +153,7 @@ def test_genai_config_says_where_a_text_ends_and_how_long_it_may_be(checkpoint: 
 def test_generation_config_comes_before_config(checkpoint: Path, tmp_path: Path) -> None:
     folder = write_folder(checkpoint, tmp_path / "folder", STYLES["concat"])
     for expected in ((2,), (3, 4)):
-        runner = load_dense_runner(folder)
+        runner = load_runner(folder)
         info = runner.model_info
         assert info.eos_token_ids == expected
         assert (info.max_model_len, info.num_kv_heads, info.head_dim) == (256, 2, 16)
@@ -180,7 +180,7 @@ def test_a_genai_config_that_cannot_be_run_is_no_loadable_folder(
     folder = write_folder(checkpoint, tmp_path / "folder", STYLES["gqa"])
     change_json(folder / "genai_config.json", change)
     with pytest.raises(ModelError, match=message):
-        load_dense_runner(folder)
+        load_runner(folder)
     assert not can_load(folder).loadable
 
 
@@ -199,7 +199,7 @@ def test_what_is_missing_in_a_genai_config_is_named(
     folder = write_folder(checkpoint, tmp_path / "folder", STYLES["gqa"])
     change_json(folder / "genai_config.json", change)
     with pytest.raises(ModelError, match=message):
-        load_dense_runner(folder)
+        load_runner(folder)
 
 
 def add_input(name: str) -> Callable[[onnx.ModelProto], object]:
@@ -237,7 +237,7 @@ def test_a_graph_of_another_interface_is_refused_by_name(
     folder = write_folder(checkpoint, tmp_path / "folder", STYLES["gqa"])
     change_graph(folder, change)
     with pytest.raises(ModelError, match=message):
-        load_dense_runner(folder)
+        load_runner(folder)
 
 
 def test_a_graph_without_a_cache_is_refused_with_the_way_to_export_one(checkpoint: Path, tmp_path: Path) -> None:
@@ -248,24 +248,24 @@ def test_a_graph_without_a_cache_is_refused_with_the_way_to_export_one(checkpoin
     opsets = [onnx.helper.make_opsetid("", 18)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / "model.onnx")
     with pytest.raises(ModelError, match="text-generation-with-past"):
-        load_dense_runner(folder)
+        load_runner(folder)
 
 
 def test_a_graph_that_fails_at_once_is_a_model_error(checkpoint: Path, tmp_path: Path) -> None:
     folder = write_folder(checkpoint, tmp_path / "folder", STYLES["gqa"])
     change_json(folder / "genai_config.json", lambda d: d["model"]["decoder"].update(num_key_value_heads=5))
     with pytest.raises(ModelError, match=r"model.onnx does not run as a decoder with a KV cache"):
-        load_dense_runner(folder)
+        load_runner(folder)
 
 
 def test_a_broken_file_is_a_model_error(checkpoint: Path, tmp_path: Path) -> None:
     folder = write_folder(checkpoint, tmp_path / "folder", STYLES["gqa"])
     (folder / "model.onnx").write_bytes(b"not a graph")
     with pytest.raises(ModelError, match=r"cannot load .*model.onnx"):
-        load_dense_runner(folder)
+        load_runner(folder)
     (folder / "genai_config.json").write_text("{")
     with pytest.raises(ModelError, match="cannot be read as JSON"):
-        load_dense_runner(folder)
+        load_runner(folder)
 
 
 # -- memory -------------------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def long_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def test_small_requests_take_little_memory_in_a_model_of_long_contexts(long_folder: Path) -> None:
-    runner = load_dense_runner(long_folder)
+    runner = load_runner(long_folder)
     tracemalloc.start()
     try:
         engine = make_engine(runner, kv="unshared")
@@ -300,10 +300,10 @@ def test_where_memory_is_short_requests_are_preempted_and_not_refused(long_folde
     prompts = [[i + 1] * 20 for i in range(8)]
     params = SamplingParams(temperature=0, max_tokens=120, ignore_eos=True)
     for batch in ([prompt] for prompt in prompts):
-        engine = make_engine(load_dense_runner(long_folder), kv="unshared")
+        engine = make_engine(load_runner(long_folder), kv="unshared")
         alone += run_requests(engine, batch, params)
         engine.close()
-    runner = load_dense_runner(long_folder)
+    runner = load_runner(long_folder)
     engine = make_engine(
         runner, kv="unshared", max_model_len=256, block_size=16, kv_cache_memory_bytes=runner.kv_bytes_per_block(400)
     )
@@ -314,7 +314,7 @@ def test_where_memory_is_short_requests_are_preempted_and_not_refused(long_folde
 
 
 def test_decodes_of_the_same_sequences_copy_no_cache(long_folder: Path) -> None:
-    runner = load_dense_runner(long_folder)
+    runner = load_runner(long_folder)
     runner.allocate_kv_cache(100, 512)
     sequences = [DenseSequence(i, [i + 1] * 400) for i in range(8)]
     for sequence in sequences:
@@ -333,7 +333,7 @@ def test_decodes_of_the_same_sequences_copy_no_cache(long_folder: Path) -> None:
 
 
 def test_the_memory_of_finished_sequences_comes_back(long_folder: Path) -> None:
-    runner = load_dense_runner(long_folder)
+    runner = load_runner(long_folder)
     runner.allocate_kv_cache(1000, 64)
     tracemalloc.start()
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dense_driver import DenseSequence, Work, load_dense_runner, pack, step
+from dense_driver import DenseSequence, Work, load_runner, pack, step
 from dense_graphs import STYLES, Style, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +29,7 @@ from nanovllm.testing import (
     teacher_forced_logits,
     write_checkpoint,
 )
+from tests.packed_steps import Oracle
 
 NUM_TOKENS = 2048  # of the cache
 
@@ -39,17 +40,17 @@ class Model:
 
     folder: Path
     style: Style
-    reference: ReferenceModel
+    oracle: Oracle
 
     def sequences(self, *lens: int, seed: int = 0) -> list[DenseSequence]:
         random = np.random.default_rng(seed)
         return [DenseSequence(100 + i, random.integers(0, 211, n).tolist()) for i, n in enumerate(lens)]
 
-    def check(self, runner: LogitsModelRunner, work: Sequence[Work], released: Sequence[int] = ()) -> None:
+    def check(
+        self, runner: LogitsModelRunner, work: Sequence[Work[DenseSequence]], released: Sequence[int] = ()
+    ) -> None:
         """Runs a step and compares every wanted row."""
-        for sequence, position, logits in step(runner, work, released):
-            expected = self.reference.logits(sequence.tokens[: position + 1])[-1]
-            np.testing.assert_allclose(logits, expected, atol=0.1 if self.style.half else 1e-4, rtol=0)
+        self.oracle.check(step(runner, work, released), atol=0.1 if self.style.half else 1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +62,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
     style = STYLES[request.param]
     folder = write_folder(checkpoint, tmp_path_factory.mktemp("folder"), style)
-    return Model(folder, style, ReferenceModel(checkpoint))
+    return Model(folder, style, Oracle(ReferenceModel(checkpoint)))
 
 
 @pytest.fixture(scope="module")
 def shared_runner(model: Model) -> Iterator[LogitsModelRunner]:
-    runner = load_dense_runner(model.folder)
+    runner = load_runner(model.folder)
     yield runner
     runner.close()
 
@@ -185,7 +186,7 @@ def test_a_chunk_whose_logits_would_be_huge_is_cut(model: Model) -> None:
 
 
 def test_a_closed_runner_says_so(model: Model) -> None:
-    runner = load_dense_runner(model.folder)
+    runner = load_runner(model.folder)
     (sequence,) = model.sequences(3)
     with pytest.raises(BackendError, match="not allocated"):
         runner.forward(pack([Work(sequence)]))
@@ -198,7 +199,7 @@ def test_a_closed_runner_says_so(model: Model) -> None:
 
 def test_teacher_forced_logits_are_those_of_the_reference(model: Model, runner: LogitsModelRunner) -> None:
     (sequence,) = model.sequences(256)  # as long as the model goes
-    expected = model.reference.logits(sequence.tokens)
+    expected = model.oracle.reference.logits(sequence.tokens)
     tolerance = 0.1 if model.style.half else 1e-4
     np.testing.assert_allclose(teacher_forced_logits(runner, sequence.tokens), expected, atol=tolerance, rtol=0)
 
@@ -212,7 +213,7 @@ class DenseConformance(ModelRunnerConformance):
         self.folder = write_folder(checkpoint, tmp_path_factory.mktemp("conformance"), self.style)
 
     def make_runner(self) -> ModelRunner:
-        return load_dense_runner(self.folder)
+        return load_runner(self.folder)
 
     def test_preempted_requests_give_what_undisturbed_ones_give(self) -> None:
         prompts, alone = self.one_at_a_time(self.greedy())
@@ -250,10 +251,10 @@ class TestConcatConformanceWithOneBlockPerSequence(DenseConformance):
 
 
 def test_greedy_tokens_are_those_of_the_reference(model: Model) -> None:
-    engine = make_engine(load_dense_runner(model.folder), kv="unshared", max_num_batched_tokens=32, max_num_seqs=8)
+    engine = make_engine(load_runner(model.folder), kv="unshared", max_num_batched_tokens=32, max_num_seqs=8)
     prompts = [sequence.tokens for sequence in model.sequences(3, 40, 11)]
     outputs = run_requests(engine, prompts, SamplingParams(temperature=0, max_tokens=10, ignore_eos=True))
     engine.close()
     for prompt, output in zip(prompts, outputs, strict=True):
         near_tie = 0.1 if model.style.half else 1e-3
-        assert_same_tokens(model.reference.logits, prompt, output.outputs[0].token_ids, near_tie=near_tie)
+        assert_same_tokens(model.oracle.reference.logits, prompt, output.outputs[0].token_ids, near_tie=near_tie)

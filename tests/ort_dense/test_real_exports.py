@@ -1,4 +1,5 @@
-"""tiny-chat as optimum and onnxruntime-genai export it, our own export, and transformers: the same greedy tokens.
+"""tiny-chat as optimum and onnxruntime-genai export it gives the greedy tokens of transformers; so does our own export,
+as tests/parity shows.
 
 The tools live in environments of their own, since optimum-onnx wants an older transformers:
 
@@ -20,28 +21,9 @@ import pytest
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.checkpoint import resolve_model
-from tests.tiny_chat_reference import Reference, make_reference
+from tests.tiny_chat_reference import NUM_TOKENS, QUESTIONS, tiny_chat_reference
 
-NUM_TOKENS = 40
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS)
-
-QUESTIONS = (
-    "What is the capital of France?",
-    "Which country has Tokyo as its capital?",
-    "What language do they speak in Brazil?",
-    "What is the currency of Japan?",
-    "Tell me about the United States.",
-    "What is 7 + 5?",
-    "Which is bigger, 12 or 9?",
-    "Count down from 10.",
-    "Write the 7 times table.",
-    "Give me a list of five colours.",
-    "What is a bicycle?",
-    "What is the opposite of hot?",
-    "Spell the word banana.",
-    "Tell me a story about a cat.",
-    "Who are you?",
-)
 
 RUN_GENAI = """
 import json, sys
@@ -84,11 +66,6 @@ def checkpoint() -> Path:
 
 
 @pytest.fixture(scope="module")
-def reference(checkpoint: Path) -> Reference:
-    return make_reference(checkpoint, QUESTIONS, NUM_TOKENS)
-
-
-@pytest.fixture(scope="module")
 def optimum_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     python = tool("NANOVLLM_OPTIMUM_PYTHON", "optimum-onnx 0.1.0")
     folder = tmp_path_factory.mktemp("optimum") / "tiny-chat"
@@ -114,8 +91,9 @@ def genai_int4_folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
     return genai_export(checkpoint, tmp_path_factory.mktemp("genai-int4") / "tiny-chat", "int4")
 
 
-def check_folder(folder: Path, reference: Reference, **options: Any) -> None:
+def check_folder(folder: Path, **options: Any) -> None:
     """As a user would: in one batch, one at a time, cut into chunks, and by conversation."""
+    reference = tiny_chat_reference()
     with LLM(str(folder), **options) as llm:
         outputs = llm.generate(reference.prompts, GREEDY)
         reference.check([output.outputs[0].token_ids for output in outputs])
@@ -131,30 +109,21 @@ def check_folder(folder: Path, reference: Reference, **options: Any) -> None:
         reference.check([output.outputs[0].token_ids for output in outputs])
 
 
-def test_our_own_export(
-    checkpoint: Path, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NANOVLLM_CACHE", str(tmp_path))
-    check_folder(checkpoint, reference)
+def test_optimum(optimum_folder: Path) -> None:
+    check_folder(optimum_folder)
 
 
-def test_optimum(optimum_folder: Path, reference: Reference) -> None:
-    check_folder(optimum_folder, reference)
+def test_onnxruntime_genai(genai_folder: Path) -> None:
+    check_folder(genai_folder)
 
 
-def test_onnxruntime_genai(genai_folder: Path, reference: Reference) -> None:
-    check_folder(genai_folder, reference)
-
-
-def test_the_layout_of_onnx_community(
-    optimum_folder: Path, genai_int4_folder: Path, reference: Reference, tmp_path: Path
-) -> None:
+def test_the_layout_of_onnx_community(optimum_folder: Path, genai_int4_folder: Path, tmp_path: Path) -> None:
     """One folder, a precise graph that joins its cache and a quantized one that shares it."""
     folder = tmp_path / "tiny-chat"
     shutil.copytree(optimum_folder, folder)
     (folder / "onnx").mkdir()
     (folder / "model.onnx").rename(folder / "onnx" / "model.onnx")
-    check_folder(folder, reference)
+    check_folder(folder)
     (folder / "onnx" / "model.onnx").unlink()
     shutil.copy(genai_int4_folder / "model.onnx", folder / "onnx" / "model_q4.onnx")
     shutil.copy(genai_int4_folder / "model.onnx.data", folder / "onnx")
@@ -163,13 +132,14 @@ def test_the_layout_of_onnx_community(
     assert output.outputs[0].text == "The capital of France is Paris."
 
 
-def test_onnxruntime_genai_in_int4_gives_what_genai_itself_gives(genai_int4_folder: Path, reference: Reference) -> None:
+def test_onnxruntime_genai_in_int4_gives_what_genai_itself_gives(genai_int4_folder: Path) -> None:
     python = tool("NANOVLLM_GENAI_PYTHON", "onnxruntime-genai 0.18")
-    job = json.dumps([str(genai_int4_folder), NUM_TOKENS, reference.prompts])
+    prompts = tiny_chat_reference().prompts
+    job = json.dumps([str(genai_int4_folder), NUM_TOKENS, prompts])
     expected = json.loads(run_tool(python, "-c", RUN_GENAI, input=job).splitlines()[-1])
     with LLM(str(genai_int4_folder)) as llm:
-        alone = [llm.generate([prompt], GREEDY)[0].outputs[0].token_ids for prompt in reference.prompts]
-        together = [output.outputs[0].token_ids for output in llm.generate(reference.prompts, GREEDY)]
+        alone = [llm.generate([prompt], GREEDY)[0].outputs[0].token_ids for prompt in prompts]
+        together = [output.outputs[0].token_ids for output in llm.generate(prompts, GREEDY)]
         end = llm.model_info.eos_token_ids
 
     def without_end(continuations: list[list[int]]) -> list[list[int]]:

@@ -14,51 +14,17 @@ from nanovllm.checkpoint import resolve_model
 from nanovllm.config import EngineConfig
 from nanovllm.plugins import LogitsModelRunner, ModelSource
 from nanovllm.testing import ReferenceModel, teacher_forced_logits
-from tests.tiny_chat_reference import Reference, make_reference
-
-NUM_TOKENS = 40
-
-QUESTIONS = (
-    "What is the capital of France?",
-    "what is the capital of france",
-    "Which country has Tokyo as its capital?",
-    "Please give me the capital city of Peru.",
-    "What language do they speak in Brazil?",
-    "What is the currency of Japan?",
-    "Where is Kenya?",
-    "Tell me about France.",
-    "Tell me about the United States.",
-    "What is 7 + 5?",
-    "How much is 15 minus 6?",
-    "Which is bigger, 12 or 9?",
-    "Count down from 10.",
-    "Write the 7 times table.",
-    "List three animals.",
-    "Give me a list of five colours.",
-    "What colour is the sky?",
-    "What is a bicycle?",
-    "Can you explain what a volcano is?",
-    "What is the opposite of hot?",
-    "What day comes after Tuesday?",
-    "Spell the word banana.",
-    "Tell me a story about a cat.",
-    "Who are you?",
-)
+from tests.tiny_chat_reference import NUM_TOKENS, QUESTIONS, Reference, tiny_chat_reference
 
 
 @pytest.fixture(scope="module")
-def checkpoint() -> Path:
-    return resolve_model("tiny-chat")
+def reference() -> Reference:
+    return tiny_chat_reference()
 
 
 @pytest.fixture(scope="module")
-def reference(checkpoint: Path) -> Reference:
-    return make_reference(checkpoint, QUESTIONS, NUM_TOKENS)
-
-
-@pytest.fixture(scope="module")
-def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_model(str(checkpoint), tmp_path_factory.mktemp("export") / "tiny-chat", progress=False).folder
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_model("tiny-chat", tmp_path_factory.mktemp("export") / "tiny-chat", progress=False).folder
 
 
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS)
@@ -130,10 +96,10 @@ def test_int8_samples_the_same_tokens_with_guesses_and_without(folder: Path, tmp
 
 
 def test_from_the_checkpoint_through_chat(
-    checkpoint: Path, reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NANOVLLM_CACHE", str(tmp_path))
-    with LLM(str(checkpoint)) as llm:
+    with LLM("tiny-chat") as llm:
         outputs = llm.chat([[{"role": "user", "content": question}] for question in QUESTIONS], GREEDY)
     assert [output.prompt_token_ids for output in outputs] == reference.prompts, "template or tokenizer differ"
     reference.check([output.outputs[0].token_ids for output in outputs])
@@ -166,7 +132,7 @@ def test_logits_at_every_position_are_those_of_transformers(folder: Path, refere
         runner.close()
 
 
-def test_the_numpy_reference_is_transformers(checkpoint: Path, reference: Reference) -> None:
-    model = ReferenceModel(checkpoint)
+def test_the_numpy_reference_is_transformers(reference: Reference) -> None:
+    model = ReferenceModel(resolve_model("tiny-chat"))
     for prompt, tokens, expected in zip(reference.prompts, reference.continuations, reference.logits, strict=True):
         np.testing.assert_allclose(model.logits(prompt + tokens), expected, atol=1e-4, rtol=0)

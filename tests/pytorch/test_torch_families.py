@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from torch_driver import RecordingRunner, load_runner
+from torch_driver import load_runner
 
 from backends.ort.plugin import nanovllm_model_runners as ort_model_runners
 from export import export_model
@@ -15,6 +14,7 @@ from nanovllm.plugins import LogitsModelRunner, ModelSource
 from nanovllm.testing import assert_same_tokens, make_engine, run_requests, teacher_forced_logits
 from tests.architectures.family_configs import CASES
 from tests.architectures.transformers_model import TransformersModel
+from tests.recording_runner import Continuation, RecordingRunner
 
 ATOL = 1e-4
 TOKENS = np.random.default_rng(5).integers(0, 97, 64).tolist()
@@ -70,17 +70,13 @@ def test_it_gives_the_tokens_of_the_export(model: TransformersModel, runner: Rec
             assert_same_tokens(model.logits([*prompt, *other_tokens]), prompt, tokens, near_tie=2 * ATOL)
 
 
-def run_rounds(runner: RecordingRunner) -> list[tuple[list[int], list[int], npt.NDArray[np.float32]]]:
+def run_rounds(runner: RecordingRunner) -> list[Continuation]:
     """Prompt, greedy tokens and the logits that chose them, of every request, from one fresh engine."""
     engine = make_engine(runner, max_num_batched_tokens=24, max_num_seqs=5, num_kv_blocks=60, block_size=BLOCK_SIZE)
-    results = []
+    results: list[Continuation] = []
     for prompts, has_cached in ROUNDS:
         runner.logits.clear()
         outputs = run_requests(engine, prompts, GREEDY)
-        seq_ids = sorted({seq_id for seq_id, _ in runner.logits})
-        for seq_id, prompt, output in zip(seq_ids, prompts, outputs, strict=True):
-            assert (output.num_cached_tokens > 0) == has_cached
-            tokens = output.outputs[0].token_ids
-            logits = np.stack([runner.logits[seq_id, len(prompt) - 1 + i] for i in range(len(tokens))])
-            results.append((list(prompt), list(tokens), logits))
+        assert [output.num_cached_tokens > 0 for output in outputs] == [has_cached] * len(prompts)
+        results += runner.continuations(prompts, outputs)
     return results

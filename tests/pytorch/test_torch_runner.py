@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_driver import RecordingRunner, load_runner
+from torch_driver import load_runner
 
 from nanovllm import SamplingParams
 from nanovllm.batch import SAMPLING_ROW, Batch, SamplingBatch
@@ -25,6 +25,7 @@ from nanovllm.testing import (
     tiny_config,
     write_checkpoint,
 )
+from tests.recording_runner import RecordingRunner
 
 ATOL = 1e-4
 WINDOWS = {"use_sliding_window": True, "sliding_window": 11, "max_window_layers": 1}
