@@ -17,8 +17,21 @@
 
 namespace {
 
+using nanovllm::WeightOrder;
+
+// The weights (num_out, num_in) in panels.
+std::vector<std::int8_t> in_panels(const std::vector<std::int8_t>& weight, std::int64_t num_in) {
+  constexpr std::int64_t kOutputs = nanovllm::kPanelOutputs, kInputs = nanovllm::kPanelInputs;
+  std::vector<std::int8_t> panels(weight.size());
+  for (std::size_t i = 0; i < weight.size(); ++i) {
+    const std::int64_t n = i / num_in, k = i % num_in, step = n / kOutputs * (num_in / kInputs) + k / kInputs;
+    panels[(step * kOutputs + n % kOutputs) * kInputs + k % kInputs] = weight[i];
+  }
+  return panels;
+}
+
 // Whether the kernel's values are those of the contract, summed in plain C++.
-bool agrees(std::mt19937& random, std::int64_t num_rows, std::int64_t num_in, std::int64_t num_out) {
+bool agrees(WeightOrder order, std::mt19937& random, std::int64_t num_rows, std::int64_t num_in, std::int64_t num_out) {
   std::vector<float> x(num_rows * num_in), scale(num_out), output(num_rows * num_out);
   std::vector<std::int8_t> weight(num_out * num_in);
   for (float& value : x) value = static_cast<float>(static_cast<int>(random() % 255) - 127);
@@ -26,9 +39,11 @@ bool agrees(std::mt19937& random, std::int64_t num_rows, std::int64_t num_in, st
   for (std::int8_t& value : weight) value = static_cast<std::int8_t>(static_cast<int>(random() % 255) - 127);
   for (float& value : scale) value = 0.5f;
   const nanovllm::SpawnedThreads threads(2);
-  const std::vector<std::int32_t> sums = nanovllm::weight_row_sums(weight.data(), num_out, num_in, threads);
-  nanovllm::quantized_linear(
-      {{x.data()}, num_rows, num_in, weight.data(), scale.data(), sums.data(), num_out, output.data()}, threads);
+  const std::vector<std::int8_t> stored = order == WeightOrder::rows ? weight : in_panels(weight, num_in);
+  const std::vector<std::int32_t> sums = nanovllm::weight_row_sums(stored.data(), num_out, num_in, threads, order);
+  nanovllm::quantized_linear({{x.data()}, num_rows, num_in, stored.data(), scale.data(), sums.data(), num_out,
+                              output.data(), nullptr, nullptr, order},
+                             threads);
   const float row_scale = 127.0f * static_cast<float>(1.0 / 127);
   for (std::int64_t t = 0; t < num_rows; ++t) {
     for (std::int64_t n = 0; n < num_out; ++n) {
@@ -61,7 +76,8 @@ bool joined_agrees(std::mt19937& random, nanovllm::RowSource source, std::int64_
   std::vector<std::int8_t> weight(num_out * num_in);
   for (std::int8_t& value : weight) value = static_cast<std::int8_t>(static_cast<int>(random() % 255) - 127);
   const nanovllm::SpawnedThreads threads(2);
-  const std::vector<std::int32_t> sums = nanovllm::weight_row_sums(weight.data(), num_out, num_in, threads);
+  constexpr WeightOrder kOrder = WeightOrder::panels;
+  const std::vector<std::int32_t> sums = nanovllm::weight_row_sums(weight.data(), num_out, num_in, threads, kOrder);
   for (std::int64_t t = 0; t < num_rows; ++t) {
     const float* row = x.get() + t * width;
     float* to = made.get() + t * num_in;
@@ -91,9 +107,13 @@ int main(int, char** arguments) {
     std::mt19937 random(1);
     for (int i = 0; i < num_shapes; ++i) {
       const std::int64_t num_rows = 1 + random() % (i % 5 == 0 ? 200 : 30), num_in = 1 + random() % 300;
-      if (!agrees(random, num_rows, num_in, 1 + random() % 150)) return std::printf("set %d: wrong\n", set), 1;
+      if (!agrees(WeightOrder::rows, random, num_rows, num_in, 1 + random() % 150))
+        return std::printf("set %d: wrong\n", set), 1;
+      const std::int64_t whole_in = 4 * (1 + random() % 75), whole_out = 16 * (1 + random() % 10);
+      if (!agrees(WeightOrder::panels, random, num_rows, whole_in, whole_out))
+        return std::printf("set %d: wrong in panels\n", set), 1;
       const auto source = static_cast<nanovllm::RowSource>(i % 3);
-      if (!joined_agrees(random, source, num_rows, num_in, 1 + random() % 150))
+      if (!joined_agrees(random, source, num_rows, whole_in, whole_out))
         return std::printf("set %d: wrong with source %d\n", set, i % 3), 1;
     }
     std::printf("set %d: %d shapes\n", set, num_shapes);
