@@ -4,6 +4,7 @@
 #include <exception>
 #include <memory>
 #include <new>
+#include <numeric>
 
 #include "parts.h"
 #include "row_threads.h"
@@ -55,24 +56,36 @@ QuantizedRows quantize_rows(const QuantizedLayer& layer, const ProductFunctions&
   return result;
 }
 
+// Adds the numbers of a panel to the sums of its outputs. In between they are added up in 16 bits, which many fit into.
+void add_panel(const std::int8_t* panel, std::size_t num_in, std::int32_t* sums) {
+  constexpr std::size_t kStepNumbers = kPanelOutputs * kPanelInputs, kSteps = 256;  // of at most 128 each
+  for (std::size_t left = num_in / kPanelInputs; left > 0;) {
+    std::int16_t some[kStepNumbers] = {};
+    const std::size_t steps = std::min(left, kSteps);
+    for (std::size_t step = 0; step < steps; ++step, panel += kStepNumbers)
+      for (std::size_t j = 0; j < kStepNumbers; ++j) some[j] = static_cast<std::int16_t>(some[j] + panel[j]);
+    for (std::size_t j = 0; j < kStepNumbers; ++j) sums[j / kPanelInputs] += some[j];
+    left -= steps;
+  }
+}
+
 }  // namespace
 
 std::vector<std::int32_t> weight_row_sums(const std::int8_t* weight, std::int64_t num_out, std::int64_t num_in,
                                           const Parallel& parallel, WeightOrder order) {
   const auto outputs = static_cast<std::size_t>(num_out), columns = static_cast<std::size_t>(num_in);
-  // In both orders numbers of one output follow each other, `length` of them, `width` outputs in turn.
   const bool is_rows = order == WeightOrder::rows;
-  const std::size_t width = is_rows ? 1 : kPanelOutputs, length = is_rows ? columns : kPanelInputs;
+  const std::size_t width = is_rows ? 1 : kPanelOutputs;
   std::vector<std::int32_t> sums(outputs);
   const std::size_t outputs_per_task = (kTaskBytes / std::max<std::size_t>(1, columns) / width + 1) * width;
   run_parts(parallel, num_parts(outputs, outputs_per_task), [&](std::size_t index) {
     const Span span = part(outputs, outputs_per_task, index);
     for (std::size_t first = span.begin; first < span.end; first += width) {
       const std::int8_t* from = weight + first * columns;
-      for (std::size_t k = 0; k < columns; k += length) {
-        for (std::size_t n = 0; n < width; ++n, from += length)
-          for (std::size_t i = 0; i < length; ++i) sums[first + n] += from[i];
-      }
+      if (is_rows)
+        sums[first] = std::accumulate(from, from + columns, std::int32_t{0});
+      else
+        add_panel(from, columns, sums.data() + first);
     }
   });
   return sums;

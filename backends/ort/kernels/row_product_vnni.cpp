@@ -17,7 +17,7 @@ constexpr std::size_t kOutputs = 4;  // of a tile read along k: 24 sums in 32 re
 constexpr std::size_t kPanels = kGroupOutputs / kPanelOutputs;
 constexpr std::size_t kStepBytes = kPanelOutputs * kPanelInputs;  // of a panel: one vector
 constexpr std::size_t kAhead = 8192;  // bytes: what comes from memory in the time that the first of them takes
-constexpr std::size_t kPackFrom = 10;
+constexpr std::size_t kPackFrom = 5;
 
 NANOVLLM_TARGET float quantize(const float* x, std::size_t n, std::uint8_t* row) { return quantize_row(x, n, row); }
 
