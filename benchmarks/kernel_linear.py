@@ -1,13 +1,14 @@
 """A quantized product on CPU, one node: the stock body, or another library, against the kernel, alternating, medians.
 
     python benchmarks/kernel_linear.py [--precision int8] [--threads 2] [--rounds 15] [--rows 1 48] [--only 896x9728]
-                                       [--library NEW.so] [--against OLD.so]
+                                       [--library NEW.so] [--against OLD.so] [--against-precision int8-rows]
 
-Shapes are those of Qwen2-0.5B: qkv, output, gate-up, down and the head. Small layers are repeated with other weights
-until they fill 128 MiB, so that weights come from memory as they do in a model, not from a cache that one layer would
-fit into. Prints giga-operations a second, two for each weight and row, and for a single row the bandwidth at which
-weights were read. On one thread its processor time is taken, which other work on the machine disturbs less. Between the
-two is a pause, in which the threads of the one that ran stop waiting for work, and a run that is not counted.
+int8 is the layer whose weights lie in panels, int8-rows the one whose weights lie in rows, as a head's do. Shapes are
+those of Qwen2-0.5B: qkv, output, gate-up, down and the head. Small layers are repeated with other weights until they
+fill 128 MiB, so that weights come from memory as they do in a model, not from a cache that one layer would fit into.
+Prints giga-operations a second, two for each weight and row, and for a single row the bandwidth at which weights were
+read. On one thread its processor time is taken, which other work on the machine disturbs less. Between the two is a
+pause, in which the threads of the one that ran stop waiting for work, and a run that is not counted.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from onnx import FunctionProto, TensorProto, helper, numpy_helper
 
 from backends.ort.kernels.library import find_library
 from export.block_linear import block_linear_function
+from export.panel_linear import panel_linear_function, panel_shape
 from export.quantize import BLOCK, num_blocks
 from export.quantized_linear import quantized_linear_function
 
@@ -44,11 +46,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="shapes whose name contains this")
     parser.add_argument("--library", type=Path, default=None, help="another kernel library")
     parser.add_argument("--against", type=Path, default=None, help="a kernel library in place of the stock body")
+    parser.add_argument("--against-precision", choices=LAYERS, help="compare with the kernel of another format")
     options = parser.parse_args()
     library = options.library or find_library()
     if library is None:
         raise SystemExit("no kernel library is built: reinstall the package where a C++ compiler is.")
-    first = "before GOP/s" if options.against else "stock GOP/s"
+    other = LAYERS[options.against_precision or options.precision]
+    against = options.against or (library if options.against_precision else None)
+    first = "before GOP/s" if against else "stock GOP/s"
     print(f"{'':<14}{'rows':>6}{first:>14}{'kernel GOP/s':>14}{'ratio':>8}{'kernel GB/s':>13}")
     for num_in, num_out in SHAPES:
         name = f"{num_in}x{num_out}"
@@ -58,8 +63,10 @@ def main() -> None:
         layer_bytes = sum(array.nbytes for array in layer.weights(np.random.default_rng(0), num_in, num_out))
         num_layers = max(1, WEIGHT_BYTES // layer_bytes)
         clock = time.thread_time if options.threads == 1 else time.perf_counter
-        libraries = options.against, library
-        sessions = [open_layers(layer, num_in, num_out, num_layers, path, options.threads) for path in libraries]
+        sessions = [
+            open_layers(kind, num_in, num_out, num_layers, path, options.threads)
+            for kind, path in ((other, against), (layer, library))
+        ]
         for num_rows in options.rows:
             if num_out > 100_000 and num_rows > MAX_ROWS_OF_HEAD:
                 continue
@@ -85,6 +92,11 @@ def row_weights(rng: np.random.Generator, num_in: int, num_out: int) -> list[np.
     return [rng.integers(-127, 128, (num_out, num_in), np.int8), rng.uniform(0, 0.01, num_out).astype(np.float32)]
 
 
+def panel_weights(rng: np.random.Generator, num_in: int, num_out: int) -> list[np.ndarray]:
+    weight, scale = row_weights(rng, num_in, num_out)
+    return [weight.reshape(panel_shape(num_out, num_in)), scale]
+
+
 def block_weights(bits: int, rng: np.random.Generator, num_in: int, num_out: int) -> list[np.ndarray]:
     shape = num_out, num_blocks(num_in)
     integers = rng.integers(0, 256, (*shape, BLOCK * bits // 8), np.uint8)
@@ -92,7 +104,8 @@ def block_weights(bits: int, rng: np.random.Generator, num_in: int, num_out: int
 
 
 LAYERS = {
-    "int8": Layer(quantized_linear_function(DOMAIN), row_weights),
+    "int8": Layer(panel_linear_function(DOMAIN), panel_weights),
+    "int8-rows": Layer(quantized_linear_function(DOMAIN), row_weights),
     "int8w": Layer(block_linear_function(DOMAIN), partial(block_weights, 8), bits=8),
     "int4": Layer(block_linear_function(DOMAIN), partial(block_weights, 4), bits=4),
 }

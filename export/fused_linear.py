@@ -2,18 +2,18 @@
 
 Contract. A name says what is joined, before the product and after it; the product is one of two:
 
-    [Norm | Silu] QuantizedLinear [Bias] [Residual] _v1
-    [Norm | Silu]   BlockLinear   [Bias] [Residual] _v1
+    [Norm | Silu] PanelLinear [Bias] [Residual] _v1
+    [Norm | Silu] BlockLinear [Bias] [Residual] _v1
 
     inputs   x             float  (T, K); for Silu (T, 2 K), the columns of gate before those of up
-             weight, weight_scale: as for QuantizedLinear_v1 or BlockLinear_v1
+             weight, weight_scale: as for PanelLinear_v1 or BlockLinear_v1
              gain          float  (K,), for Norm
              bias          float  (N,), for Bias
              residual      float  (T, N), for Residual
     outputs  output        float  (T, N)
     attributes: those of BlockLinear_v1, where it is the product; epsilon, for Norm
 
-    output = (QuantizedLinear_v1(rows, weight, weight_scale) + bias) + residual
+    output = (PanelLinear_v1(rows, weight, weight_scale) + bias) + residual
     output = BlockLinear_v1(rows, weight, weight_scale, bias) + residual
 
 each sum rounded to float32. rows is x; for Silu it is GatedSilu_v1 of x; for Norm it is, with squares and their sum in
@@ -38,11 +38,11 @@ from typing import Any
 
 from onnx import FunctionProto, helper
 
-from export import block_linear, quantized_linear
+from export import block_linear, panel_linear
 from export.gated_silu import OP_TYPE as GATED_SILU
 from export.nodes import Nodes, Ref
 from export.paged_attention import DOMAIN_VERSION, OPSET
-from export.quantized_linear import OUTPUTS
+from export.quantized_linear import INPUTS, OUTPUTS
 
 __all__ = ["FORMS", "PRODUCTS", "Form", "Product"]
 
@@ -57,16 +57,16 @@ class Product:
     takes_bias: bool = False
 
 
-_ROWS = Product(quantized_linear.OP_TYPE, quantized_linear.INPUTS)
+_PANELS = Product(panel_linear.OP_TYPE, INPUTS)
 _BLOCKS = Product(block_linear.OP_TYPE, block_linear.INPUTS[:3], block_linear.ATTRIBUTES, takes_bias=True)
-PRODUCTS = (_ROWS, _BLOCKS)
+PRODUCTS = (_PANELS, _BLOCKS)
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
     """What is joined with a product; at most one of norm and silu."""
 
-    product: Product = _ROWS
+    product: Product = _PANELS
     norm: bool = False
     silu: bool = False
     bias: bool = False

@@ -26,6 +26,7 @@ from export.greedy_head import IDS, INDICES, add_greedy_head, greedy_head_functi
 from export.moe import add_mixture
 from export.nodes import Nodes
 from export.paged_attention import DOMAIN, DOMAIN_VERSION, OP_TYPE, OPSET, paged_attention_function
+from export.panel_linear import panel_linear_function
 from export.precision import PrecisionPlan
 from export.quantized_linear import MICROSOFT_DOMAIN, quantized_linear_function
 from export.smoothing import Fold, Smoothing, find_folds
@@ -122,6 +123,7 @@ def _functions(ops: "_OnnxOps") -> list[FunctionProto]:
     functions = (
         paged_attention_function(windows=ops.windows),
         quantized_linear_function(DOMAIN),
+        panel_linear_function(DOMAIN),
         block_linear_function(DOMAIN),
         gated_silu_function(DOMAIN),
         greedy_head_function(DOMAIN),
@@ -199,14 +201,14 @@ class _OnnxOps:
 
     def embedding(self, table: Weight, ids: Ids) -> str:
         precision = self._precisions.of_embedding(table, ids)
-        return weight_format(precision).embedding(self.nodes, self.plan, self._matrix([table]), ids)
+        return weight_format(precision).embedding(self.nodes, self.plan, self._matrix([table], is_table=True), ids)
 
     def linear(self, x: str, layers: Sequence[Linear], *, shard: Shard) -> tuple[str, ...]:
         results: dict[int, str] = {}
         for (precision, has_bias), places in self._mergeable(layers, shard).items():
             merged = [layers[place] for place in places]
             bias = self._weight([layer.bias for layer in merged if layer.bias]) if has_bias else None
-            matrix = self._matrix([layer.weight for layer in merged])
+            matrix = self._matrix([layer.weight for layer in merged], is_table=shard == "vocab")
             output = weight_format(precision).linear(self.nodes, self.plan, x, matrix, bias)
             results.update(zip(places, self._split(output, merged), strict=True))
         return tuple(results[place] for place in range(len(layers)))
@@ -300,10 +302,10 @@ class _OnnxOps:
         name, shape, slices = self._merged(weights, offset)
         return self.plan.add(name, shape, lambda: slices(_SLICE_BYTES))
 
-    def _matrix(self, weights: Sequence[Weight]) -> Matrix:
+    def _matrix(self, weights: Sequence[Weight], *, is_table: bool) -> Matrix:
         """The weights, each (rows, features), one below the other."""
         name, (rows, features), slices = self._merged(weights)
-        return Matrix(name, (rows, features), slices)
+        return Matrix(name, (rows, features), slices, is_table)
 
     def _merged(
         self, weights: Sequence[Weight], offset: float = 0.0

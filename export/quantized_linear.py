@@ -31,25 +31,31 @@ from export.nodes import Nodes
 from export.paged_attention import OPSET
 from export.quantize import INT8_MAX, SMALLEST
 
-__all__ = ["INPUTS", "MICROSOFT_DOMAIN", "OP_TYPE", "OUTPUTS", "quantized_linear_function"]
+__all__ = ["IMPORTS", "INPUTS", "MICROSOFT_DOMAIN", "OP_TYPE", "OUTPUTS", "add_product", "quantized_linear_function"]
 
 OP_TYPE = "QuantizedLinear_v1"
 INPUTS = ("x", "weight", "weight_scale")
 OUTPUTS = ("output",)
 MICROSOFT_DOMAIN = "com.microsoft"
+IMPORTS = (helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT_DOMAIN, 1))
 _ZERO = 128
 
 
 def quantized_linear_function(domain: str) -> FunctionProto:
     """The model-local function."""
     body = Nodes()
+    add_product(body, body.add("Transpose", ["weight"], perm=[1, 0]))
+    return helper.make_function(domain, OP_TYPE, INPUTS, OUTPUTS, body.protos, IMPORTS)
+
+
+def add_product(body: Nodes, weight: str) -> None:
+    """Adds the nodes from "x" and "weight_scale" to "output" to a body. weight: name of the weights, (K, N)."""
     magnitude = body.add("ReduceMax", [body.add("Abs", ["x"]), body.ints(1)], keepdims=1)  # (T, 1)
     largest = body.add("Max", [magnitude, body.number(SMALLEST)])
     scale = body.add("Mul", [largest, body.number(1 / INT8_MAX)])
     one = body.number(1.0)
     zero = body.add("Constant", [], value=helper.make_tensor("zero", TensorProto.UINT8, [], [_ZERO]))
     quantized = body.add("QuantizeLinear", [body.add("Div", ["x", scale]), one, zero])
-    weight = body.add("Transpose", ["weight"], perm=[1, 0])
     body.add_many(
         "MatMulIntegerToFloat",
         [quantized, weight, one, "weight_scale", zero],
@@ -57,5 +63,3 @@ def quantized_linear_function(domain: str) -> FunctionProto:
         domain=MICROSOFT_DOMAIN,
     )
     body.add("Mul", ["product", scale], "output")
-    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT_DOMAIN, 1)]
-    return helper.make_function(domain, OP_TYPE, INPUTS, OUTPUTS, body.protos, imports)

@@ -2,5 +2,5 @@
 
 __all__ = ["EXPORTER_VERSION"]
 
-EXPORTER_VERSION = 5
+EXPORTER_VERSION = 6
 """Changes whenever an export of the same checkpoint would come out different, so that caches make it anew."""

@@ -16,8 +16,10 @@ from onnx import TensorProto, helper
 from export.block_linear import OP_TYPE as BLOCK_LINEAR
 from export.nodes import Nodes
 from export.paged_attention import DOMAIN
+from export.panel_linear import OP_TYPE as PANEL_LINEAR
+from export.panel_linear import fits_panels, in_panels, panel_shape
 from export.quantize import BLOCK, num_blocks, quantize_blocks, quantize_rows
-from export.quantized_linear import OP_TYPE
+from export.quantized_linear import OP_TYPE as QUANTIZED_LINEAR
 from export.weight_plan import WeightPlan
 from nanovllm.errors import CheckpointError, ExportError
 
@@ -31,11 +33,13 @@ Values = npt.NDArray[Any]
 @dataclass(frozen=True, slots=True)
 class Matrix:
     """name: of its values in the plan. shape: (out_features or ids, in_features). slices: its values as float32, in
-    consecutive row slices of at most the bytes given, but of at least one row."""
+    consecutive row slices of at most the bytes given, but of at least one row. is_table: whether some of its rows are
+    read without the others, by an embedding or a greedy head, so that each must lie in one piece."""
 
     name: str
     shape: tuple[int, int]
     slices: Callable[[int], Iterator[Values]]
+    is_table: bool = False
 
 
 class WeightFormat(Protocol):
@@ -99,11 +103,15 @@ class _SmallFloat:
 
 
 class _Int8Rows:
-    """`QuantizedLinear`: a scale for each row."""
+    """A scale for each row. `PanelLinear`, or `QuantizedLinear` for tables and what does not fit into panels."""
 
     def linear(self, nodes: Nodes, plan: WeightPlan, x: str, matrix: Matrix, bias: str | None) -> str:
+        if matrix.is_table or not fits_panels(*matrix.shape):
+            op_type, stored = QUANTIZED_LINEAR, self._stored(plan, matrix)
+        else:
+            op_type, stored = PANEL_LINEAR, self._stored_in_panels(plan, matrix)
         output = f"quantized_linear.{len(nodes.protos)}"
-        nodes.add_many(OP_TYPE, [x, *self._stored(plan, matrix)], [output], domain=DOMAIN)
+        nodes.add_many(op_type, [x, *stored], [output], domain=DOMAIN)
         return output if bias is None else nodes.add("Add", [output, bias])
 
     def embedding(self, nodes: Nodes, plan: WeightPlan, matrix: Matrix, ids: str) -> str:
@@ -116,6 +124,14 @@ class _Int8Rows:
         name = f"{matrix.name}/int8"
         return (
             plan.add(name, matrix.shape, parts.integers, np.int8),
+            plan.add(f"{name}.scale", matrix.shape[:1], parts.scales),
+        )
+
+    def _stored_in_panels(self, plan: WeightPlan, matrix: Matrix) -> tuple[str, str]:
+        parts = _Quantized(matrix, quantize_rows)
+        name = f"{matrix.name}/int8.panels"
+        return (
+            plan.add(name, panel_shape(*matrix.shape), lambda: in_panels(parts.integers()), np.int8),
             plan.add(f"{name}.scale", matrix.shape[:1], parts.scales),
         )
 

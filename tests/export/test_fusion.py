@@ -22,12 +22,13 @@ from export.gated_silu import OP_TYPE as GATED_SILU
 from export.gated_silu import gated_silu_function
 from export.nodes import Nodes
 from export.paged_attention import DOMAIN, DOMAIN_VERSION, OPSET
+from export.panel_linear import OP_TYPE as PANEL_LINEAR
+from export.panel_linear import panel_linear_function, panel_shape
 from export.quantize import BLOCK
-from export.quantized_linear import MICROSOFT_DOMAIN, quantized_linear_function
-from export.quantized_linear import OP_TYPE as QUANTIZED_LINEAR
+from export.quantized_linear import MICROSOFT_DOMAIN
 from nanovllm.testing import tiny_config, write_checkpoint
 
-WIDTH = 6
+WIDTH = 16
 VECTORS = ("gain", "scale", "bias")
 
 
@@ -39,7 +40,7 @@ class Recorder:
         self.nodes = Nodes()
 
     def product(self, x: str, weight: str = "weight", scale: str = "scale") -> str:
-        return self.nodes.add(QUANTIZED_LINEAR, [x, f"{weight}.{len(self.nodes.protos)}", scale], domain=DOMAIN)
+        return self.nodes.add(PANEL_LINEAR, [x, f"{weight}.{len(self.nodes.protos)}", scale], domain=DOMAIN)
 
     def blocks(self, x: str, *bias: str) -> str:
         inputs = [x, f"blocks.{len(self.nodes.protos)}", "block_scale", *bias]
@@ -69,7 +70,7 @@ def run(nodes: list[NodeProto], output: str, x: npt.NDArray[np.float32]) -> npt.
     for name in sorted({name for node in nodes for name in node.input}):
         num_out = 2 * WIDTH if name.startswith("wide") else WIDTH
         if name.startswith(("weight.", "wide.")):
-            stored[name] = rng.integers(-127, 128, (num_out, WIDTH), np.int8)
+            stored[name] = rng.integers(-127, 128, panel_shape(num_out, WIDTH), np.int8)
         elif name.startswith("blocks."):
             stored[name] = rng.integers(0, 256, (num_out, 1, BLOCK // 2), np.uint8)
         elif name == "block_scale":
@@ -93,7 +94,7 @@ def run(nodes: list[NodeProto], output: str, x: npt.NDArray[np.float32]) -> npt.
             for domain, version in {"": OPSET, DOMAIN: DOMAIN_VERSION, MICROSOFT_DOMAIN: 1}.items()
         ],
         functions=[
-            *(quantized_linear_function(DOMAIN), block_linear_function(DOMAIN), gated_silu_function(DOMAIN)),
+            *(panel_linear_function(DOMAIN), block_linear_function(DOMAIN), gated_silu_function(DOMAIN)),
             *forms,
         ],
     )
@@ -142,7 +143,7 @@ def test_a_norm_that_something_else_reads_stays_a_node() -> None:
     normed = r.norm("x")
     assert r.fused(r.add(r.norm(r.product(normed)), normed)) == [
         "Add",
-        "QuantizedLinear_v1",
+        "PanelLinear_v1",
         "RMSNormalization",
         "RMSNormalization",
     ]
@@ -153,19 +154,19 @@ def test_products_that_share_a_norm_take_it_in_each() -> None:
     normed = r.norm("x")
     a, b = r.product(normed), r.product(normed)
     total = r.norm(r.add(r.norm(a), r.norm(b)))
-    assert r.fused(total) == ["Add", *["NormQuantizedLinear_v1"] * 2, *["RMSNormalization"] * 3]
+    assert r.fused(total) == ["Add", *["NormPanelLinear_v1"] * 2, *["RMSNormalization"] * 3]
 
 
 def test_a_sum_of_two_products_goes_into_one_of_them() -> None:
     r = Recorder()
     total = r.norm(r.add(r.product("x"), r.product(r.norm("x"))))
-    assert r.fused(total) == ["NormQuantizedLinear_v1", "QuantizedLinearResidual_v1", "RMSNormalization"]
+    assert r.fused(total) == ["NormPanelLinear_v1", "PanelLinearResidual_v1", "RMSNormalization"]
 
 
 def test_what_is_added_before_the_bias_does_not_go_with_it() -> None:
     r = Recorder()
     total = r.norm(r.add(r.add(r.product("x"), "x"), "bias"))
-    assert r.fused(total) == ["Add", "QuantizedLinearResidual_v1", "RMSNormalization"]
+    assert r.fused(total) == ["Add", "PanelLinearResidual_v1", "RMSNormalization"]
 
 
 def test_a_block_product_keeps_its_own_bias_before_what_is_added() -> None:
@@ -189,12 +190,12 @@ def test_a_product_added_to_itself_or_read_twice_stays_as_it_is() -> None:
     a = r.product("x")
     b = r.product(r.add(a, a))
     found = r.fused(r.norm(r.add(r.norm(b), b)))
-    assert found == [*["Add"] * 2, *["QuantizedLinear_v1"] * 2, *["RMSNormalization"] * 2]
+    assert found == [*["Add"] * 2, *["PanelLinear_v1"] * 2, *["RMSNormalization"] * 2]
 
 
 def test_a_product_that_gives_an_output_stays_as_it_is() -> None:
     r = Recorder()
-    assert r.fused(r.product(r.norm("x"))) == ["QuantizedLinear_v1", "RMSNormalization"]
+    assert r.fused(r.product(r.norm("x"))) == ["PanelLinear_v1", "RMSNormalization"]
 
 
 def exported(tmp_path: Path, config: dict[str, Any], **options: Any) -> Counter[str]:
@@ -206,7 +207,7 @@ def exported(tmp_path: Path, config: dict[str, Any], **options: Any) -> Counter[
 
 
 @pytest.mark.parametrize(
-    ("precision", "product"), [("int8", "QuantizedLinear"), ("int8w", "BlockLinear"), ("int4", "BlockLinear")]
+    ("precision", "product"), [("int8", "PanelLinear"), ("int8w", "BlockLinear"), ("int4", "BlockLinear")]
 )
 def test_a_layer_of_qwen2_is_five_nodes(tmp_path: Path, precision: str, product: str) -> None:
     found = exported(tmp_path, tiny_config(), precision=precision)
@@ -220,7 +221,7 @@ def test_a_layer_of_qwen2_is_five_nodes(tmp_path: Path, precision: str, product:
         assert found[op_type] == 2, op_type
     assert (found["Add"], found["GatedSilu_v1"]) == (0, 0)
     assert found["RMSNormalization"] == 1 + found["GreedyHead_v1"]  # the last norm, of each head
-    assert sum(found[product.op_type] for product in PRODUCTS) == 1  # the head of logits
+    assert sum(found[kind] for kind in ("QuantizedLinear_v1", *(kind.op_type for kind in PRODUCTS))) == 1  # of logits
 
 
 def test_float32_is_not_fused(tmp_path: Path) -> None:
@@ -231,4 +232,4 @@ def test_float32_is_not_fused(tmp_path: Path) -> None:
 
 def test_a_layer_kept_in_float32_is_left_out(tmp_path: Path) -> None:
     found = exported(tmp_path, tiny_config(), precision="int8", keep=["down_proj=fp32"])
-    assert (found["GatedSilu_v1"], found["Add"], found["NormQuantizedLinear_v1"]) == (2, 2, 2)
+    assert (found["GatedSilu_v1"], found["Add"], found["NormPanelLinear_v1"]) == (2, 2, 2)

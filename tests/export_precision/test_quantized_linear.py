@@ -1,4 +1,4 @@
-"""QuantizedLinear_v1 is what its docstring says, bit for bit; MatMulNBits reads what we pack."""
+"""QuantizedLinear_v1 and PanelLinear_v1 are what their docstrings say, bit for bit; MatMulNBits reads what we pack."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,10 @@ from onnx import TensorProto, helper
 from export.block_linear import block_linear_function
 from export.nodes import Nodes
 from export.paged_attention import DOMAIN, DOMAIN_VERSION, OPSET
+from export.panel_linear import OP_TYPE as PANEL_LINEAR
+from export.panel_linear import fits_panels, panel_linear_function
 from export.quantize import dequantize_blocks, quantize_blocks, quantize_rows
+from export.quantized_linear import OP_TYPE as QUANTIZED_LINEAR
 from export.quantized_linear import quantized_linear_function
 from export.weight_formats import Matrix, weight_format
 from export.weight_plan import WeightPlan
@@ -24,13 +27,17 @@ Float32Array = npt.NDArray[np.float32]
 Run = Callable[[Float32Array], Float32Array]
 
 
-def linear(precision: str, weight: Float32Array, bias: Float32Array | None = None) -> Run:
-    """A session over one linear layer of that precision."""
+def linear(
+    precision: str, weight: Float32Array, bias: Float32Array | None = None, *, is_table: bool = False, cut: int = 0
+) -> Run:
+    """A session over one linear layer of that precision. cut: how many rows come first, by themselves."""
     nodes, plan = Nodes(), WeightPlan("unused")
-    shape = (weight.shape[0], weight.shape[1])
-    name = weight_format(precision).linear(
-        nodes, plan, "x", Matrix("w", shape, lambda _: iter([weight])), None if bias is None else "bias"
-    )
+    parts = [part for part in (weight[:cut], weight[cut:]) if len(part)]
+    matrix = Matrix("w", (weight.shape[0], weight.shape[1]), lambda _: iter(parts), is_table)
+    name = weight_format(precision).linear(nodes, plan, "x", matrix, None if bias is None else "bias")
+    if precision == "int8":
+        in_panels = fits_panels(*matrix.shape) and not is_table
+        assert nodes.protos[0].op_type == (PANEL_LINEAR if in_panels else QUANTIZED_LINEAR)
     return session(nodes, plan, name, "x", weight.shape[1], bias)
 
 
@@ -69,7 +76,10 @@ def session(
             helper.make_opsetid(DOMAIN, DOMAIN_VERSION),
             helper.make_opsetid("com.microsoft", 1),
         ],
-        functions=[quantized_linear_function(DOMAIN), block_linear_function(DOMAIN)],
+        functions=[
+            *(quantized_linear_function(DOMAIN), panel_linear_function(DOMAIN)),
+            block_linear_function(DOMAIN),
+        ],
     )
     onnx.checker.check_model(model)
     options = onnxruntime.SessionOptions()
@@ -92,17 +102,22 @@ def contract(x: Float32Array, integers: npt.NDArray[np.int8], scales: Float32Arr
 
 @given(
     rows=st.integers(1, 9),
-    features=st.sampled_from([1, 3, 48, 127, 128, 200]),
-    out=st.sampled_from([1, 5, 48, 130]),
+    features=st.sampled_from([1, 3, 4, 48, 127, 128, 200]),
+    out=st.sampled_from([1, 5, 16, 48, 130]),
+    is_table=st.booleans(),
+    cut=st.integers(0, 140),
     seed=st.integers(0, 1000),
 )
 @settings(max_examples=40)
-def test_the_body_is_the_contract_bit_for_bit(rows: int, features: int, out: int, seed: int) -> None:
+def test_the_body_is_the_contract_bit_for_bit(
+    rows: int, features: int, out: int, is_table: bool, cut: int, seed: int
+) -> None:
     random = np.random.default_rng(seed)
     weight = random.standard_normal((out, features)).astype(np.float32)
     x = (random.standard_normal((rows, features)) * 10.0 ** random.integers(-25, 20, (rows, 1))).astype(np.float32)
     x[random.random(rows) < 0.2] = 0
-    np.testing.assert_array_equal(linear("int8", weight)(x), contract(x, *quantize_rows(weight)))
+    run = linear("int8", weight, is_table=is_table, cut=cut)
+    np.testing.assert_array_equal(run(x), contract(x, *quantize_rows(weight)))
 
 
 def test_sums_at_the_ends_of_the_range_do_not_saturate() -> None:

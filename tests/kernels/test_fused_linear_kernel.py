@@ -19,8 +19,9 @@ from export.fused_linear import FORMS, PRODUCTS, Form, Product
 from export.gated_silu import OP_TYPE as GATED_SILU
 from export.gated_silu import gated_silu_function
 from export.paged_attention import DOMAIN, DOMAIN_VERSION, OPSET
+from export.panel_linear import PANEL, STEP, in_panels, panel_linear_function
 from export.quantize import BLOCK, dequantize_blocks, num_blocks
-from export.quantized_linear import MICROSOFT_DOMAIN, quantized_linear_function
+from export.quantized_linear import MICROSOFT_DOMAIN
 
 Float32Array = npt.NDArray[np.float32]
 EPSILON = 1e-6
@@ -49,7 +50,7 @@ class Node:
             [helper.make_tensor_value_info("output", TensorProto.FLOAT, [None, None])],
             weights,
         )
-        functions = [quantized_linear_function(DOMAIN), block_linear_function(DOMAIN), gated_silu_function(DOMAIN)]
+        functions = [panel_linear_function(DOMAIN), block_linear_function(DOMAIN), gated_silu_function(DOMAIN)]
         if self.form in FORMS:
             functions.append(self.form.function(DOMAIN))
         versions = {"": OPSET, DOMAIN: DOMAIN_VERSION, MICROSOFT_DOMAIN: 1}
@@ -67,7 +68,7 @@ class Node:
         element, axes = TensorProto.FLOAT, {"gain": 1, "bias": 1, "weight_scale": 2 if self.attributes else 1}
         if name == "weight":
             element = TensorProto.UINT8 if self.attributes else TensorProto.INT8
-            axes = {"weight": 3 if self.attributes else 2}
+            axes = {"weight": 3 if self.attributes else 4}
         return helper.make_tensor_value_info(name, element, [None] * axes.get(name, 2))
 
 
@@ -78,7 +79,7 @@ def kernel_session(library: Path, node: Node, num_threads: int) -> onnxruntime.I
 
 @dataclass(frozen=True)
 class Layer:
-    """One node and its inputs; those that the form does not have are there all the same."""
+    """One node and its inputs; those that the form does not have are there all the same. weight: in blocks or rows."""
 
     form: Form
     x: Float32Array
@@ -95,7 +96,10 @@ class Layer:
         return Node(form.op_type, form, (("N", len(self.weight)), ("K", len(self.gain)), ("bits", bits)))
 
     def inputs(self, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
-        return {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in names}
+        if "weight" in found and not self.form.product.attributes:
+            (found["weight"],) = in_panels([self.weight])
+        return found
 
     def run(self, library: Path, num_threads: int = 2) -> Float32Array:
         session = kernel_session(library, self.node(self.form), num_threads)
@@ -151,7 +155,10 @@ class Layer:
 
 
 def random_layer(form: Form, seed: int, num_rows: int, num_in: int, num_out: int) -> Layer:
-    """Rows of different sizes, zeros among them; blocks of 8 bits where the seed is even, else of 4."""
+    """Rows of different sizes, zeros among them; blocks of 8 bits where the seed is even, else of 4. What is kept in
+    panels has the next larger sizes that fit."""
+    if not form.product.attributes:
+        num_in, num_out = num_in + -num_in % STEP, num_out + -num_out % PANEL
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((num_rows, num_in * (2 if form.silu else 1))).astype(np.float32)
     x *= (10.0 ** rng.uniform(-3, 1, (num_rows, 1))).astype(np.float32)

@@ -38,7 +38,7 @@ void GreedyHeadOp::compute(OrtKernelContext* context) const {
   const SessionThreads threads(ort_, context);
   const GreedyTable table{in[weight].as<std::int8_t>(), in[weight_scale].as<float>(), in[sketch].as<std::uint8_t>(),
                           in[sketch_scale].as<float>(), in[sketch_step].as<float>(), num_out, num_in};
-  const auto all_of = [&](const auto& use) { row_sums_.with(in[weight], threads, use); };
+  const auto all_of = [&](const auto& use) { row_sums_.with(table.weight, num_out, num_in, threads, use); };
   greedy_head(in[x].as<float>(), in[x].dims[0], table, all_of, ids.as<std::int64_t>(), threads);
 }
 

@@ -1,4 +1,4 @@
-// The arg-max out of the whole product: each task multiplies some panels and keeps the best output of every row.
+// The arg-max out of the whole product: each task multiplies some groups and keeps the best output of every row.
 
 #include <algorithm>
 
@@ -8,7 +8,7 @@
 namespace nanovllm {
 namespace {
 
-constexpr std::size_t kTaskPanels = 8;  // of kPanelOutputs outputs: 100 microseconds of work for 48 rows
+constexpr std::size_t kTaskGroups = 8;  // of kGroupOutputs outputs: 100 microseconds of work for 48 rows
 constexpr std::size_t kRowsAtOnce = 256;
 
 // As best.consider() for n values whose ids follow each other, and follow the best one's. Most often none is better,
@@ -36,10 +36,10 @@ Product with_outputs(const Product& product, Span outputs, float* output) {
 void best_of_outputs(const Product& product, Span outputs, Best* best) {
   const ProductFunctions& functions = product_functions(instruction_set());
   const bool packed = functions.multiply_packed != nullptr && product.num_rows >= functions.pack_from;
-  const std::unique_ptr<std::int8_t[]> panel(new std::int8_t[packed ? kPanelOutputs * product.stride : 0]);
-  const std::unique_ptr<float[]> logits(new float[product.num_rows * kPanelOutputs]);
-  for (std::size_t begin = outputs.begin; begin < outputs.end; begin += kPanelOutputs) {
-    const Product some = with_outputs(product, {begin, std::min(begin + kPanelOutputs, outputs.end)}, logits.get());
+  const std::unique_ptr<std::int8_t[]> panel(new std::int8_t[packed ? kGroupOutputs * product.stride : 0]);
+  const std::unique_ptr<float[]> logits(new float[product.num_rows * kGroupOutputs]);
+  for (std::size_t begin = outputs.begin; begin < outputs.end; begin += kGroupOutputs) {
+    const Product some = with_outputs(product, {begin, std::min(begin + kGroupOutputs, outputs.end)}, logits.get());
     if (packed)
       functions.multiply_packed(some, {0, some.num_out}, {0, some.num_rows}, panel.get());
     else
@@ -57,7 +57,7 @@ void best_of_outputs(const Product& product, Span outputs, Best* best) {
 std::vector<Best> best_of_all(const QuantizedRows& rows, const GreedyTable& table, const std::int32_t* row_sums,
                               const Parallel& parallel) {
   const auto num_in = static_cast<std::size_t>(table.num_in), num_out = static_cast<std::size_t>(table.num_out);
-  const std::size_t num_tasks = num_parts(num_out, kTaskPanels * kPanelOutputs);
+  const std::size_t num_tasks = num_parts(num_out, kTaskGroups * kGroupOutputs);
   std::vector<Best> best(rows.num_rows), bests;
   for (std::size_t first = 0; first < rows.num_rows; first += kRowsAtOnce) {
     const std::size_t num_rows = std::min(kRowsAtOnce, rows.num_rows - first);
@@ -73,7 +73,7 @@ std::vector<Best> best_of_all(const QuantizedRows& rows, const GreedyTable& tabl
                           nullptr};
     bests.assign(num_tasks * num_rows, Best());
     run_parts(parallel, num_tasks, [&](std::size_t index) {
-      best_of_outputs(product, part(num_out, kTaskPanels * kPanelOutputs, index), bests.data() + index * num_rows);
+      best_of_outputs(product, part(num_out, kTaskGroups * kGroupOutputs, index), bests.data() + index * num_rows);
     });
     for (std::size_t i = 0; i < bests.size(); ++i) best[first + i % num_rows].consider(bests[i]);
   }

@@ -9,7 +9,7 @@
 namespace {
 
 using nanovllm::BlockLinearForm;
-using nanovllm::QuantizedLinearForm;
+using nanovllm::PanelLinearForm;
 using nanovllm::RowSource;
 
 // A domain with the operators, each of which is one line of `ops`; null if ONNX Runtime refuses them.
@@ -18,18 +18,19 @@ OrtCustomOpDomain* make_domain(const nanovllm::Ort& ort) {
       nanovllm::custom_op<nanovllm::PagedAttentionOp>(),
       nanovllm::custom_op<nanovllm::PagedAttentionBFloat16Op>(),
       nanovllm::custom_op<nanovllm::PagedAttentionInt8Op>(),
-      nanovllm::custom_op<QuantizedLinearForm<RowSource::plain, false, false>>(),
-      nanovllm::custom_op<QuantizedLinearForm<RowSource::plain, false, true>>(),
-      nanovllm::custom_op<QuantizedLinearForm<RowSource::plain, true, false>>(),
-      nanovllm::custom_op<QuantizedLinearForm<RowSource::plain, true, true>>(),
-      nanovllm::custom_op<QuantizedLinearForm<RowSource::rms_norm, false, false>>(),
-      nanovllm::custom_op<QuantizedLinearForm<RowSource::rms_norm, false, true>>(),
-      nanovllm::custom_op<QuantizedLinearForm<RowSource::rms_norm, true, false>>(),
-      nanovllm::custom_op<QuantizedLinearForm<RowSource::rms_norm, true, true>>(),
-      nanovllm::custom_op<QuantizedLinearForm<RowSource::gated_silu, false, false>>(),
-      nanovllm::custom_op<QuantizedLinearForm<RowSource::gated_silu, false, true>>(),
-      nanovllm::custom_op<QuantizedLinearForm<RowSource::gated_silu, true, false>>(),
-      nanovllm::custom_op<QuantizedLinearForm<RowSource::gated_silu, true, true>>(),
+      nanovllm::custom_op<nanovllm::RowLinear>(),
+      nanovllm::custom_op<PanelLinearForm<RowSource::plain, false, false>>(),
+      nanovllm::custom_op<PanelLinearForm<RowSource::plain, false, true>>(),
+      nanovllm::custom_op<PanelLinearForm<RowSource::plain, true, false>>(),
+      nanovllm::custom_op<PanelLinearForm<RowSource::plain, true, true>>(),
+      nanovllm::custom_op<PanelLinearForm<RowSource::rms_norm, false, false>>(),
+      nanovllm::custom_op<PanelLinearForm<RowSource::rms_norm, false, true>>(),
+      nanovllm::custom_op<PanelLinearForm<RowSource::rms_norm, true, false>>(),
+      nanovllm::custom_op<PanelLinearForm<RowSource::rms_norm, true, true>>(),
+      nanovllm::custom_op<PanelLinearForm<RowSource::gated_silu, false, false>>(),
+      nanovllm::custom_op<PanelLinearForm<RowSource::gated_silu, false, true>>(),
+      nanovllm::custom_op<PanelLinearForm<RowSource::gated_silu, true, false>>(),
+      nanovllm::custom_op<PanelLinearForm<RowSource::gated_silu, true, true>>(),
       nanovllm::custom_op<BlockLinearForm<RowSource::plain, false, true>>(),
       nanovllm::custom_op<BlockLinearForm<RowSource::plain, true, false>>(),
       nanovllm::custom_op<BlockLinearForm<RowSource::plain, true, true>>(),

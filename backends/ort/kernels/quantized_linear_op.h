@@ -1,5 +1,5 @@
-// The operators nanovllm::QuantizedLinear_v1 and its fused forms, as export/quantized_linear.py and
-// export/fused_linear.py state their contracts.
+// The operators nanovllm::QuantizedLinear_v1, PanelLinear_v1 and its fused forms, as export/quantized_linear.py,
+// export/panel_linear.py and export/fused_linear.py state their contracts.
 #pragma once
 
 #include <array>
@@ -17,24 +17,38 @@ class QuantizedLinearOp {
   void compute(OrtKernelContext* context) const;
 
  protected:
-  QuantizedLinearOp(const Ort& ort, const OrtKernelInfo* info, RowSource source, bool has_bias, bool has_residual);
+  QuantizedLinearOp(const Ort& ort, const OrtKernelInfo* info, WeightOrder order, RowSource source, bool has_bias,
+                    bool has_residual);
 
  private:
   const Ort& ort_;
+  WeightOrder order_;
   NeighbourInputs neighbours_;
   RowSums row_sums_;
 };
 
+// Weights in rows, with nothing joined: tables that others read, too, and matrices without whole panels.
+class RowLinear : public QuantizedLinearOp {
+ public:
+  static constexpr const char* kName = "QuantizedLinear_v1";
+  static constexpr OrtElementType kInputs[] = {ORT_FLOAT, ORT_INT8, ORT_FLOAT};
+  static constexpr OrtElementType kOutputs[] = {ORT_FLOAT};
+
+  RowLinear(const Ort& ort, const OrtKernelInfo* info)
+      : QuantizedLinearOp(ort, info, WeightOrder::rows, RowSource::plain, false, false) {}
+};
+
+// Weights in panels.
 template <RowSource kSource, bool kBias, bool kResidual>
-class QuantizedLinearForm : public QuantizedLinearOp {
+class PanelLinearForm : public QuantizedLinearOp {
  public:
   static constexpr const char* kNames[3][2][2] = {
-      {{"QuantizedLinear_v1", "QuantizedLinearResidual_v1"},
-       {"QuantizedLinearBias_v1", "QuantizedLinearBiasResidual_v1"}},
-      {{"NormQuantizedLinear_v1", "NormQuantizedLinearResidual_v1"},
-       {"NormQuantizedLinearBias_v1", "NormQuantizedLinearBiasResidual_v1"}},
-      {{"SiluQuantizedLinear_v1", "SiluQuantizedLinearResidual_v1"},
-       {"SiluQuantizedLinearBias_v1", "SiluQuantizedLinearBiasResidual_v1"}},
+      {{"PanelLinear_v1", "PanelLinearResidual_v1"},
+       {"PanelLinearBias_v1", "PanelLinearBiasResidual_v1"}},
+      {{"NormPanelLinear_v1", "NormPanelLinearResidual_v1"},
+       {"NormPanelLinearBias_v1", "NormPanelLinearBiasResidual_v1"}},
+      {{"SiluPanelLinear_v1", "SiluPanelLinearResidual_v1"},
+       {"SiluPanelLinearBias_v1", "SiluPanelLinearBiasResidual_v1"}},
   };
   static constexpr const char* kName = kNames[static_cast<int>(kSource)][kBias][kResidual];
   static constexpr std::size_t kNumInputs = 3 + (kSource == RowSource::rms_norm) + kBias + kResidual;
@@ -45,8 +59,8 @@ class QuantizedLinearForm : public QuantizedLinearOp {
   }();
   static constexpr OrtElementType kOutputs[] = {ORT_FLOAT};
 
-  QuantizedLinearForm(const Ort& ort, const OrtKernelInfo* info)
-      : QuantizedLinearOp(ort, info, kSource, kBias, kResidual) {}
+  PanelLinearForm(const Ort& ort, const OrtKernelInfo* info)
+      : QuantizedLinearOp(ort, info, WeightOrder::panels, kSource, kBias, kResidual) {}
 };
 
 }  // namespace nanovllm

@@ -29,7 +29,22 @@ void multiply(const Product& product, Span outputs) {
   }
 }
 
-constexpr ProductFunctions kScalar{quantize, multiply, nullptr, 0, normalize};
+void multiply_panels(const Product& product, Span outputs, Span rows) {
+  for (std::size_t first = outputs.begin; first < outputs.end; first += kPanelOutputs) {
+    for (std::size_t t = rows.begin; t < rows.end; ++t) {
+      const std::uint8_t* row = product.rows + t * product.stride;
+      const std::int8_t* weight = product.weight + first * product.num_in;
+      std::uint32_t sums[kPanelOutputs] = {};  // may wrap around, likewise
+      for (std::size_t k = 0; k < product.num_in; k += kPanelInputs)
+        for (std::size_t n = 0; n < kPanelOutputs; ++n)
+          for (std::size_t i = 0; i < kPanelInputs; ++i) sums[n] += static_cast<std::uint32_t>(row[k + i] * *weight++);
+      for (std::size_t n = 0; n < kPanelOutputs; ++n)
+        product.output[t * product.num_out + first + n] = finish(product, t, first + n, sums[n]);
+    }
+  }
+}
+
+constexpr ProductFunctions kScalar{quantize, multiply, nullptr, 0, multiply_panels, normalize};
 
 }  // namespace
 

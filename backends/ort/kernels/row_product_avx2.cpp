@@ -1,5 +1,6 @@
-// The functions of row_product.h for AVX2. Its product of uint8 by int8 (vpmaddubsw) saturates, so both are widened to
-// 16 bits; the sum of two of their products fits into 32.
+// The functions of row_product.h for AVX2. Its product of uint8 by int8 (vpmaddubsw) adds two products up in 16 bits,
+// where they saturate. Read along k, both are therefore widened to 16 bits; in panels, magnitudes of the row are multiplied
+// by weights that take over its signs: two products of numbers up to 128 and 127 fit into 16 bits.
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -72,7 +73,47 @@ void multiply(const Product& product, Span outputs) {
   for (; output < outputs.end; ++output) tiles<1>(product, output);
 }
 
-constexpr ProductFunctions kFunctions{quantize, multiply, nullptr, 0, normalize};
+constexpr std::size_t kHalves = 2;  // of a panel: a vector has 8 outputs
+
+template <std::size_t kNumRows>
+NANOVLLM_TARGET void panel_tile(const Product& product, std::size_t row, std::size_t output) {
+  const std::uint8_t* rows = product.rows + row * product.stride;
+  const auto* weight = reinterpret_cast<const __m256i*>(product.weight + output * product.num_in);
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i sums[kNumRows][kHalves] = {};
+  for (std::size_t k = 0; k < product.num_in; k += kPanelInputs, weight += kHalves) {
+    const __m256i w[kHalves] = {_mm256_loadu_si256(weight), _mm256_loadu_si256(weight + 1)};
+    for (std::size_t t = 0; t < kNumRows; ++t) {
+      std::uint32_t four;
+      std::memcpy(&four, rows + t * product.stride + k, sizeof four);
+      const __m256i x = _mm256_set1_epi32(static_cast<int>(four ^ 0x80808080u)), magnitude = _mm256_abs_epi8(x);
+      for (std::size_t v = 0; v < kHalves; ++v) {
+        const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(w[v], x));
+        sums[t][v] = _mm256_add_epi32(sums[t][v], _mm256_madd_epi16(pairs, ones));
+      }
+    }
+  }
+  for (std::size_t t = 0; t < kNumRows; ++t) {
+    std::uint32_t centred[kPanelOutputs];  // finish() takes off what a row around kZero would have added
+    for (std::size_t v = 0; v < kHalves; ++v)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(centred) + v, sums[t][v]);
+    for (std::size_t n = 0; n < kPanelOutputs; ++n) {
+      const auto added = static_cast<std::uint32_t>(kZero) * static_cast<std::uint32_t>(product.weight_row_sums[output + n]);
+      product.output[(row + t) * product.num_out + output + n] =
+          finish(product, row + t, output + n, centred[n] + added);
+    }
+  }
+}
+
+void multiply_panels(const Product& product, Span outputs, Span rows) {
+  for (std::size_t output = outputs.begin; output < outputs.end; output += kPanelOutputs) {
+    std::size_t row = rows.begin;
+    for (; row + kRows <= rows.end; row += kRows) panel_tile<kRows>(product, row, output);
+    for (; row < rows.end; ++row) panel_tile<1>(product, row, output);
+  }
+}
+
+constexpr ProductFunctions kFunctions{quantize, multiply, nullptr, 0, multiply_panels, normalize};
 
 }  // namespace
 

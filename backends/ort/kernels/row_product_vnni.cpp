@@ -1,11 +1,9 @@
 // The functions of row_product.h for AVX-512 with VNNI.
 //
-// Few rows: weights and rows are read along k, 64 at a time, and every pair of a row and an output has a register of 16
-// partial sums, which are added up at the end. Many rows: that end costs a quarter of the time where k is 896, so
-// weights are first packed, 64 outputs at a time, such that the 16 sums of a register are those of 16 outputs:
-//
-//     panel   k 0-3    outputs 0-15 | 16-31 | 32-47 | 48-63      four bytes of each
-//             k 4-7    outputs 0-15 | ...
+// Weights in rows and few rows: both are read along k, 64 at a time, and every pair of a row and an output has a register
+// of 16 partial sums, which are added up at the end. Weights in panels: the 16 sums of a register are those of 16 outputs,
+// 4 panels at a time. For many rows, where that end would cost a quarter of the time, weights in rows are first packed
+// into panels.
 
 #if defined(__x86_64__)
 #include "row_product_parts.h"
@@ -16,9 +14,10 @@ namespace {
 
 constexpr std::size_t kRows = 6;     // of a tile
 constexpr std::size_t kOutputs = 4;  // of a tile read along k: 24 sums in 32 registers
-constexpr std::size_t kVectors = kPanelOutputs / 16;
+constexpr std::size_t kPanels = kGroupOutputs / kPanelOutputs;
+constexpr std::size_t kStepBytes = kPanelOutputs * kPanelInputs;  // of a panel: one vector
 constexpr std::size_t kAhead = 8192;  // bytes: what comes from memory in the time that the first of them takes
-constexpr std::size_t kPackFrom = 10;
+constexpr std::size_t kPackFrom = 5;
 
 NANOVLLM_TARGET float quantize(const float* x, std::size_t n, std::uint8_t* row) { return quantize_row(x, n, row); }
 
@@ -106,11 +105,10 @@ void multiply(const Product& product, Span outputs) {
   }
 }
 
-// Outputs and k that are not there are zeros.
-NANOVLLM_TARGET void pack(const Product& product, Span outputs, std::int8_t* panel) {
-  for (std::size_t vector = 0; vector < kVectors; ++vector) {
-    const std::size_t first = outputs.begin + vector * 16;
-    for (std::size_t k = 0; k < product.num_in; k += kRowStep) {
+// Packs at most kGroupOutputs rows of weights. Outputs and k that are not there are zeros.
+NANOVLLM_TARGET void pack(const Product& product, Span outputs, std::int8_t* panels) {
+  for (std::size_t first = outputs.begin; first < outputs.end; first += kPanelOutputs) {
+    for (std::size_t k = 0; k < product.num_in; k += kRowStep, panels += kRowStep * kPanelOutputs) {
       const __mmask64 rest = first_lanes(product.num_in - k);
       __m512i x[16];
       NANOVLLM_UNROLL
@@ -121,47 +119,60 @@ NANOVLLM_TARGET void pack(const Product& product, Span outputs, std::int8_t* pan
       }
       transpose(x);
       NANOVLLM_UNROLL
-      for (std::size_t i = 0; i < 16; ++i)
-        _mm512_storeu_si512(panel + (k / 4 + i) * kPanelOutputs * 4 + vector * 64, x[i]);
+      for (std::size_t i = 0; i < 16; ++i) _mm512_storeu_si512(panels + i * kStepBytes, x[i]);
     }
   }
 }
 
-// kNumRows rows by the outputs of a panel, 8 of k at a time. For each of these steps kLines lines of weights are asked
-// for, from `ahead` on.
+// Where a group's panels lie, and the weights that come after it, which are asked for meanwhile.
+struct Group {
+  Span outputs;
+  const std::int8_t* panels;
+  std::size_t panel_bytes;
+  const std::int8_t* next;
+};
+
+// kNumRows rows by the outputs of a group, 8 of k at a time. For each of these steps kLines lines of the next group are
+// asked for, from the byte `ahead` on: many of them into the second cache, because the first would not hold them.
 template <std::size_t kNumRows, std::size_t kLines>
-NANOVLLM_TARGET void packed_tile(const Product& product, std::size_t row, Span outputs, const std::int8_t* panel,
-                                 std::size_t ahead) {
+NANOVLLM_TARGET void panel_tile(const Product& product, std::size_t row, const Group& group, std::size_t ahead) {
+  constexpr _mm_hint kLevel = kLines > 2 ? _MM_HINT_T1 : _MM_HINT_T0;
   const std::uint8_t* rows = product.rows + row * product.stride;
-  __m512i sums[kNumRows][kVectors];
+  const std::int8_t* panels[kPanels];
+  __m512i sums[kNumRows][kPanels];
   NANOVLLM_UNROLL
-  for (std::size_t t = 0; t < kNumRows; ++t) {
+  for (std::size_t v = 0; v < kPanels; ++v) {  // panels that are not there repeat the first
+    const bool is_there = group.outputs.begin + v * kPanelOutputs < group.outputs.end;
+    panels[v] = group.panels + (is_there ? v : 0) * group.panel_bytes;
     NANOVLLM_UNROLL
-    for (std::size_t v = 0; v < kVectors; ++v) sums[t][v] = _mm512_setzero_si512();
+    for (std::size_t t = 0; t < kNumRows; ++t) sums[t][v] = _mm512_setzero_si512();
   }
-  for (std::size_t k = 0; k < product.num_in; k += 8, panel += 2 * kPanelOutputs * 4, ahead += kLines * 64) {
+  const auto add = [&](std::size_t k) NANOVLLM_TARGET __attribute__((always_inline)) {
+    __m512i w[kPanels];
     NANOVLLM_UNROLL
-    for (std::size_t line = 0; line < kLines; ++line) prefetch<_MM_HINT_T0>(product.weight, ahead + line * 64);
+    for (std::size_t v = 0; v < kPanels; ++v) w[v] = _mm512_loadu_si512(panels[v] + k * kPanelOutputs);
     NANOVLLM_UNROLL
-    for (std::size_t part = 0; part < 2; ++part) {
-      __m512i w[kVectors];
+    for (std::size_t t = 0; t < kNumRows; ++t) {
+      std::int32_t four;
+      std::memcpy(&four, rows + t * product.stride + k, sizeof four);
+      const __m512i x = _mm512_set1_epi32(four);
       NANOVLLM_UNROLL
-      for (std::size_t v = 0; v < kVectors; ++v) w[v] = _mm512_loadu_si512(panel + part * kPanelOutputs * 4 + v * 64);
-      NANOVLLM_UNROLL
-      for (std::size_t t = 0; t < kNumRows; ++t) {
-        std::int32_t four;
-        std::memcpy(&four, rows + t * product.stride + k + part * 4, sizeof four);
-        const __m512i x = _mm512_set1_epi32(four);
-        NANOVLLM_UNROLL
-        for (std::size_t v = 0; v < kVectors; ++v) sums[t][v] = _mm512_dpbusd_epi32(sums[t][v], x, w[v]);
-      }
+      for (std::size_t v = 0; v < kPanels; ++v) sums[t][v] = _mm512_dpbusd_epi32(sums[t][v], x, w[v]);
     }
+  };
+  std::size_t k = 0;
+  for (; k + 2 * kPanelInputs <= product.num_in; k += 2 * kPanelInputs, ahead += kLines * 64) {
+    NANOVLLM_UNROLL
+    for (std::size_t line = 0; line < kLines; ++line) prefetch<kLevel>(group.next, ahead + line * 64);
+    add(k);
+    add(k + kPanelInputs);
   }
+  for (; k < product.num_in; k += kPanelInputs) add(k);
   NANOVLLM_UNROLL
-  for (std::size_t v = 0; v < kVectors; ++v) {
-    const std::size_t output = outputs.begin + v * 16;
-    if (output >= outputs.end) break;
-    const auto there = static_cast<__mmask16>(first_lanes(outputs.end - output));
+  for (std::size_t v = 0; v < kPanels; ++v) {
+    const std::size_t output = group.outputs.begin + v * kPanelOutputs;
+    if (output >= group.outputs.end) break;
+    const auto there = static_cast<__mmask16>(first_lanes(group.outputs.end - output));
     const __m512i row_sums = _mm512_maskz_loadu_epi32(there, product.weight_row_sums + output);
     const __m512 weight_scale = _mm512_maskz_loadu_ps(there, product.weight_scale + output);
     NANOVLLM_UNROLL
@@ -178,31 +189,42 @@ NANOVLLM_TARGET void packed_tile(const Product& product, std::size_t row, Span o
 }
 
 template <std::size_t kLines>
-constexpr decltype(&packed_tile<1, kLines>) kPackedTiles[kRows] = {
-    packed_tile<1, kLines>, packed_tile<2, kLines>, packed_tile<3, kLines>,
-    packed_tile<4, kLines>, packed_tile<5, kLines>, packed_tile<6, kLines>};
+constexpr decltype(&panel_tile<1, kLines>) kPanelTiles[kRows] = {
+    panel_tile<1, kLines>, panel_tile<2, kLines>, panel_tile<3, kLines>,
+    panel_tile<4, kLines>, panel_tile<5, kLines>, panel_tile<6, kLines>};
 
-// The weights of the panel after this one, 8 lines for each step of a tile, are asked for all along the tiles: at once
-// they would keep the first of them waiting.
-void multiply_packed(const Product& product, Span outputs, Span rows, std::int8_t* panel) {
-  pack(product, outputs, panel);
+// The next group, 8 lines for each step of a tile, is asked for all along the tiles: at once it would keep the first of
+// them waiting.
+void multiply_group(const Product& product, const Group& group, Span rows) {
   const std::size_t num_rows = rows.end - rows.begin, step = rows_per_tile(num_rows);
   const std::size_t num_tiles = num_parts(num_rows, step);
   const std::size_t lines = num_tiles >= 8 ? 1 : num_tiles >= 4 ? 2 : num_tiles >= 2 ? 4 : 8;
-  const auto* fetching = lines == 1   ? kPackedTiles<1>
-                         : lines == 2 ? kPackedTiles<2>
-                         : lines == 4 ? kPackedTiles<4>
-                                      : kPackedTiles<8>;
-  std::size_t ahead = outputs.end * product.num_in;
-  const std::size_t end = ahead + kPanelOutputs * product.num_in;
+  const auto* fetching = lines == 1   ? kPanelTiles<1>
+                         : lines == 2 ? kPanelTiles<2>
+                         : lines == 4 ? kPanelTiles<4>
+                                      : kPanelTiles<8>;
+  const std::size_t end = kGroupOutputs * product.num_in;
+  std::size_t ahead = 0;
   for (std::size_t tile = 0; tile < num_tiles; ++tile, ahead += num_parts(product.num_in, 8) * lines * 64) {
     const Span tile_rows = part(num_rows, step, tile);
-    const auto* tiles = ahead < end ? fetching : kPackedTiles<0>;
-    tiles[tile_rows.end - tile_rows.begin - 1](product, rows.begin + tile_rows.begin, outputs, panel, ahead);
+    const auto* tiles = ahead < end ? fetching : kPanelTiles<0>;
+    tiles[tile_rows.end - tile_rows.begin - 1](product, rows.begin + tile_rows.begin, group, ahead);
   }
 }
 
-constexpr ProductFunctions kFunctions{quantize, multiply, multiply_packed, kPackFrom, normalize};
+void multiply_packed(const Product& product, Span outputs, Span rows, std::int8_t* panels) {
+  pack(product, outputs, panels);
+  const std::int8_t* next = product.weight + outputs.end * product.num_in;
+  multiply_group(product, {outputs, panels, kPanelOutputs * product.stride, next}, rows);
+}
+
+void multiply_panels(const Product& product, Span outputs, Span rows) {
+  const std::int8_t* panels = product.weight + outputs.begin * product.num_in;
+  const std::int8_t* next = product.weight + outputs.end * product.num_in;
+  multiply_group(product, {outputs, panels, kPanelOutputs * product.num_in, next}, rows);
+}
+
+constexpr ProductFunctions kFunctions{quantize, multiply, multiply_packed, kPackFrom, multiply_panels, normalize};
 
 }  // namespace
 
