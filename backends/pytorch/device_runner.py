@@ -30,6 +30,7 @@ from backends.pytorch.step_arrays import step_arrays
 from backends.pytorch.step_limits import StepLimits, decode_step, largest_step, warm_up_steps
 from backends.pytorch.step_tensors import StepBuffers, StepShape, StepTensors
 from backends.pytorch.token_slots import TokenSlots
+from backends.pytorch.triton_kernels.device_code import is_launch_error
 from nanovllm.batch import Batch, Int32Array, StepOutput
 from nanovllm.errors import BackendError
 from nanovllm.model_info import ModelInfo
@@ -241,5 +242,7 @@ class DeviceRunner(TorchRunner):
         try:
             with as_current(self._device):
                 yield
-        except (RuntimeError, IndexError, ValueError) as error:
+        except Exception as error:
+            if not isinstance(error, RuntimeError | IndexError | ValueError) and not is_launch_error(error):
+                raise
             raise BackendError(f"torch failed in a step of {num_tokens} tokens: {error}") from error

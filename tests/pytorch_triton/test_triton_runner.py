@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
+from backends.pytorch.cpu_attention import CPUAttention
+from backends.pytorch.load import DeviceParts, load_device_runner
 from nanovllm import SamplingParams
-from nanovllm.errors import KVCacheError
+from nanovllm.checkpoint import Checkpoint
+from nanovllm.errors import BackendError, KVCacheError
 from nanovllm.plugins import LogitsModelRunner
 from nanovllm.testing import (
     ReferenceModel,
@@ -104,3 +108,22 @@ def test_a_block_size_that_the_kernels_do_not_take_is_refused(tmp_path: Path) ->
     runner = load_device(write_checkpoint(tmp_path / "model"), triton=True)
     with pytest.raises(KVCacheError, match="block_size is 24; on this device it must be a power of two"):
         runner.allocate_kv_cache(4, 24)
+
+
+def test_a_kernel_that_the_device_has_no_room_for_is_a_backend_error(tmp_path: Path) -> None:
+    from triton.runtime.errors import OutOfResources
+
+    class TooLarge(CPUAttention):
+        def plan(self, step: Any) -> Any:
+            raise OutOfResources(2**20, 2**17, "shared memory")
+
+    runner = load_device_runner(
+        Checkpoint(write_checkpoint(tmp_path / "model", tiny_config())),
+        torch.device("cpu"),
+        DeviceParts(make_attention=TooLarge),
+        name="model",
+        dtype="float32",
+        limits=LIMITS,
+    )
+    with pytest.raises(BackendError, match="shared memory"):
+        runner.allocate_kv_cache(4, 8)

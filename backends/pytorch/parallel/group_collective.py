@@ -47,7 +47,8 @@ class GroupCollective:
     def gather(self, x: Tensor, num_features: int) -> Tensor:
         ranks = [Rank(number, self.rank.size) for number in range(self.rank.size)]
         widths = [last - first for first, last in (rank.share(num_features) for rank in ranks)]
-        x = F.pad(x, (0, max(widths) - x.shape[1])).contiguous()  # parts of one size are all that groups gather
+        missing = max(widths) - x.shape[1]
+        x = (F.pad(x, (0, missing)) if missing else x).contiguous()  # parts of one size are all that groups gather
         parts = [] if self.rank.number else [torch.empty_like(x) for _ in ranks]
         options = dist.GatherOptions()
         options.rootRank, options.asyncOp = 0, False

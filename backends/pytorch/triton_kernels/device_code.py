@@ -4,11 +4,12 @@ The modules whose names end in `_kernel` import Triton when they are imported; e
 this function, so that a machine without Triton can import the package.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 from nanovllm.errors import ConfigError
 
-__all__ = ["DeviceCode", "device_code"]
+__all__ = ["DeviceCode", "device_code", "is_launch_error"]
 
 
 class DeviceCode(NamedTuple):
@@ -23,6 +24,7 @@ class DeviceCode(NamedTuple):
     sum_chunks: Any
 
 
+@cache  # a step asks for it with every launch
 def device_code() -> DeviceCode:
     """The kernels. Raises `ConfigError` where Triton is not installed."""
     try:
@@ -38,3 +40,8 @@ def device_code() -> DeviceCode:
             "PyTorch's CUDA builds for Linux bring along: pip install triton, or run on the CPU (device='cpu')."
         ) from error
     return DeviceCode(attend, gate, pick_tokens, reduce_splits, rms_norm, rotate_and_store, sum_chunks)
+
+
+def is_launch_error(error: Exception) -> bool:
+    """Whether Triton raised it, such as where a kernel does not compile for the device or takes more than it has."""
+    return any(kind.__module__.partition(".")[0] == "triton" for kind in type(error).__mro__)
