@@ -1,15 +1,17 @@
 """The page about serving, the dashboard and the scrape example say what the server does."""
 
-import dataclasses
+import argparse
 import json
 import re
 from pathlib import Path
 
 from operations import make_metrics, names_of
 
+from nanovllm.cli import serve
 from nanovllm.server.settings import ServerSettings
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+FLAG = re.compile(r"--[a-z][a-z-]+")
 SERVING = (DOCS / "serving.md").read_text(encoding="utf-8")
 
 
@@ -38,9 +40,10 @@ def test_the_table_of_metrics_is_that_of_a_scrape() -> None:
 
 
 def test_every_option_that_the_page_names_exists() -> None:
-    flags = {"--" + f.name.removesuffix("_s").replace("_", "-") for f in dataclasses.fields(ServerSettings)}
-    flags |= {"--api-key", "--api-key-file", "--allowed-origin", "--model", "--help"}
-    assert set(re.findall(r"--[a-z][a-z-]+", SERVING)) <= flags
+    commands = argparse.ArgumentParser().add_subparsers()
+    serve.add_parser(commands)
+    flags = FLAG.findall(commands.choices["serve"].format_help())
+    assert set(FLAG.findall(SERVING)) <= set(flags)
 
 
 def test_the_scrape_example_asks_the_default_port_for_the_metrics() -> None:
