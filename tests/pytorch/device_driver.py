@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import strategies as st
 
@@ -20,6 +22,7 @@ from backends.pytorch.step_limits import StepLimits
 from nanovllm import SamplingParams
 from nanovllm.batch import SAMPLING_ROW, Batch, LogitsEdits, SamplingBatch
 from nanovllm.checkpoint import Checkpoint
+from nanovllm.errors import BackendError
 from nanovllm.plugins import ModelRunner
 from tests.pytorch.planned_attention import PlannedAttention, planned_rotations
 
@@ -28,6 +31,7 @@ __all__ = [
     "LIMITS",
     "RerunGraph",
     "Sequences",
+    "a_failing_edit_costs_its_step_only",
     "load_device",
     "one_after_the_other",
     "overlapped",
@@ -157,6 +161,21 @@ def sampling_row(**parameters: float) -> np.ndarray[tuple[int], np.dtype[np.void
     for name, value in parameters.items():
         row[name] = value
     return row
+
+
+def a_failing_edit_costs_its_step_only(runner: ModelRunner) -> None:
+    """Asserts that, with one more step under way."""
+
+    def fail(token_ids: list[int], logits: object) -> NoReturn:
+        raise ArithmeticError("no")
+
+    steps = Sequences(np.concatenate([sampling_row()] * 2), edits={1: LogitsEdits(processors=(fail,))})
+    runner.allocate_kv_cache(steps.total_blocks, steps.block_size)
+    failing = runner.submit(steps.step({0: [1], 1: [2]}))
+    next_one = runner.submit(steps.step({0: [3]}))
+    with pytest.raises(BackendError, match="ArithmeticError: no"):
+        failing.result()
+    assert len(next_one.result().token_ids) == 1
 
 
 def one_after_the_other(

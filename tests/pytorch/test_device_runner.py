@@ -16,6 +16,7 @@ from device_driver import (
     LIMITS,
     RerunGraph,
     Sequences,
+    a_failing_edit_costs_its_step_only,
     load_device,
     one_after_the_other,
     overlapped,
@@ -193,16 +194,7 @@ class TestErrors:
         assert np.isfinite(runner.forward(Sequences(sampling_row()).step({0: [1, 2, 3]}))).all()
 
     def test_a_failing_edit_is_told_by_the_step_that_has_it(self, runner: DeviceRunner) -> None:
-        def fail(token_ids: list[int], logits: Any) -> Any:
-            raise ArithmeticError("no")
-
-        steps = Sequences(np.concatenate([sampling_row()] * 2), edits={1: LogitsEdits(processors=(fail,))})
-        runner.allocate_kv_cache(steps.total_blocks, steps.block_size)
-        failing = runner.submit(steps.step({0: [1], 1: [2]}))
-        next_one = runner.submit(steps.step({0: [3]}))
-        with pytest.raises(BackendError, match="ArithmeticError: no"):
-            failing.result()
-        assert len(next_one.result().token_ids) == 1
+        a_failing_edit_costs_its_step_only(runner)
 
     def test_without_a_kv_cache_it_says_so(self, runner: DeviceRunner) -> None:
         with pytest.raises(BackendError, match="allocate_kv_cache first"):

@@ -6,7 +6,6 @@ Their devices are the CPU here, and gloo adds up; NCCL and the kernels of CUDA a
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +32,7 @@ from tests.pytorch.device_driver import (
     ANY_PARAMS,
     RerunGraph,
     Sequences,
+    a_failing_edit_costs_its_step_only,
     load_device,
     one_after_the_other,
     overlapped,
@@ -146,16 +146,7 @@ def test_a_step_that_fails_on_all_ranks_is_an_error_and_the_next_one_works(runne
 
 
 def test_an_edit_that_fails_costs_its_step_only(runner: ParallelDeviceRunner) -> None:
-    def fail(token_ids: list[int], logits: Any) -> Any:
-        raise ArithmeticError("no")
-
-    steps = Sequences(np.concatenate([sampling_row()] * 2), edits={1: LogitsEdits(processors=(fail,))})
-    runner.allocate_kv_cache(steps.total_blocks, steps.block_size)
-    failing = runner.submit(steps.step({0: [1], 1: [2]}))
-    next_one = runner.submit(steps.step({0: [3]}))
-    with pytest.raises(BackendError, match="ArithmeticError: no"):
-        failing.result()
-    assert len(next_one.result().token_ids) == 1
+    a_failing_edit_costs_its_step_only(runner)
 
 
 def test_without_a_kv_cache_it_says_so_and_no_rank_goes_ahead(folder: Path) -> None:
